@@ -1,0 +1,42 @@
+# Everything here needs only Python 3.11+, make and a package index. Each target makes .venv first.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-fast lint bench lock clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+$(READY): requirements/dev.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip sync --quiet --python $(BIN)/python requirements/dev.txt
+	@touch $@
+
+demo: $(READY) ## the live board, in your browser
+	$(BIN)/rowcast demo
+
+test: $(READY) ## the whole suite, on a real Postgres that comes as a wheel
+	$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
+
+test-fast: $(READY) ## unit tests only
+	$(BIN)/python -m pytest tests/unit $(ARGS)
+
+lint: $(READY) ## ruff, ruff format, mypy --strict, import-linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(READY) ## the benchmarks; prints tables and writes a dated result
+	$(BIN)/python -m benchmarks $(ARGS)
+
+lock: $(READY) ## resolve requirements/dev.in anew into requirements/dev.txt
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --python-version 3.11 \
+		--output-file requirements/dev.txt requirements/dev.in
+
+clean: ## remove what make made
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache dist
