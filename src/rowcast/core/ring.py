@@ -1,0 +1,175 @@
+"""The ring: the newest entries of the log in memory, indexed by topic.
+
+A catch-up costs by what its stream gets, not by what the ring holds: each entry knows the previous and the
+next one of its topic (as sequence numbers), and a dictionary knows each topic's last. A `Walk` goes back
+along the chains once to find where to begin, then forward page by page, so that it holds one number per
+topic however far behind its stream is. Eviction is O(1).
+
+The ring is bounded by (estimated) bytes first, then by entries: the oldest go first.
+"""
+
+from __future__ import annotations
+
+import heapq
+from array import array
+from collections.abc import Iterable, Iterator
+
+from rowcast.core.entry import Entry, Kind
+from rowcast.core.position import ORIGIN, Place
+
+_NONE = -1
+_SWEEPS = "\0"
+"""The chain of SWEEP entries: a NUL can't stand in a topic."""
+
+
+class Ring:
+    """The newest DATA and SWEEP entries, in order.
+
+    `max_bytes` bounds the estimated memory of the entries, `max_entries` their number (None: no bound).
+    `floor` is a promise: every entry above it that the log has yielded is still here.
+    """
+
+    def __init__(self, max_bytes: int, max_entries: int | None = None) -> None:
+        self.max_bytes = max_bytes
+        self.max_entries = max_entries
+        self.floor: Place = ORIGIN
+        self.bytes = 0
+        self.first = 0
+        """The sequence number of the oldest entry held."""
+        self.end = 0
+        """The sequence number that the next entry gets."""
+        self._last: dict[str, int] = {}
+        self._mask = 1023
+        self._entries: list[Entry | None] = [None] * 1024
+        self._previous = array("q", [_NONE]) * 1024
+        self._next = array("q", [_NONE]) * 1024
+
+    def __len__(self) -> int:
+        return self.end - self.first
+
+    def restart(self, floor: Place) -> None:
+        """Forget everything: the log begins anew at `floor`. Walks that were under way find their entries gone."""
+        self.floor = floor
+        self.first = self.end
+        self.bytes = 0
+        self._last.clear()
+        self._entries = [None] * len(self._entries)
+
+    def append(self, entry: Entry) -> None:
+        """Add the newest entry, and evict the oldest ones that are over the bounds."""
+        if self.end - self.first > self._mask:
+            self._grow()
+        seq = self.end
+        slot = seq & self._mask
+        topic = _SWEEPS if entry.kind is Kind.SWEEP else entry.topic
+        last = self._last.get(topic, _NONE)
+        self._entries[slot] = entry
+        self._previous[slot] = last
+        self._next[slot] = _NONE
+        if last != _NONE:
+            self._next[last & self._mask] = seq
+        self._last[topic] = seq
+        self.end = seq + 1
+        self.bytes += entry.size
+        while self.bytes > self.max_bytes or (self.max_entries is not None and len(self) > self.max_entries):
+            self._evict()
+
+    def walk(self, after: Place, topics: Iterable[str], upto: Place | None = None) -> Walk | None:
+        """The entries of `topics` above `after` (and not above `upto`, if given), or None when some of them
+        may be gone."""
+        if after < self.floor:
+            return None
+        return Walk(self, self._bisect(after), topics, None if upto is None else self._bisect(upto))
+
+    def walk_on(self, start: int, topics: Iterable[str], upto: Place | None = None) -> Walk | None:
+        """Go on from where another walk ended (its `end`), or None when some entries since may be gone."""
+        if start < self.first:
+            return None
+        return Walk(self, start, topics, None if upto is None else self._bisect(upto))
+
+    def _bisect(self, place: Place) -> int:
+        """The sequence number of the first entry above a place."""
+        low, high = self.first, self.end
+        while low < high:
+            middle = (low + high) // 2
+            entry = self._entries[middle & self._mask]
+            assert entry is not None
+            if entry.place <= place:
+                low = middle + 1
+            else:
+                high = middle
+        return low
+
+    def _evict(self) -> None:
+        slot = self.first & self._mask
+        entry = self._entries[slot]
+        assert entry is not None
+        topic = _SWEEPS if entry.kind is Kind.SWEEP else entry.topic
+        if self._last.get(topic) == self.first:
+            del self._last[topic]
+        self._entries[slot] = None
+        self.floor = entry.place
+        self.bytes -= entry.size
+        self.first += 1
+
+    def _grow(self) -> None:
+        mask = self._mask * 2 + 1
+        entries: list[Entry | None] = [None] * (mask + 1)
+        previous = array("q", [_NONE]) * (mask + 1)
+        following = array("q", [_NONE]) * (mask + 1)
+        for seq in range(self.first, self.end):
+            entries[seq & mask] = self._entries[seq & self._mask]
+            previous[seq & mask] = self._previous[seq & self._mask]
+            following[seq & mask] = self._next[seq & self._mask]
+        self._mask, self._entries, self._previous, self._next = mask, entries, previous, following
+
+
+class Walk:
+    """The entries of some topics from one sequence number up to another, in order, page by page.
+
+    `stop` None means: up to what the ring holds now. `end` is where the walk ends: a further one goes on there.
+    """
+
+    __slots__ = ("_heap", "_ring", "_stop", "_topics", "end")
+
+    def __init__(self, ring: Ring, start: int, topics: Iterable[str], stop: int | None) -> None:
+        self._ring = ring
+        self._topics = tuple(topics)
+        self.end = ring.end if stop is None else stop
+        self._heap = [
+            seq for topic in (*self._topics, _SWEEPS) if (seq := self._begin(topic, start)) != _NONE and seq < self.end
+        ]
+        heapq.heapify(self._heap)
+
+    def _begin(self, topic: str, start: int) -> int:
+        """The topic's first sequence number at or above `start`."""
+        ring = self._ring
+        seq = ring._last.get(topic, _NONE)
+        found = _NONE
+        while seq >= start:
+            found = seq
+            seq = ring._previous[seq & ring._mask]
+        return found
+
+    @property
+    def lost(self) -> bool:
+        """Whether an entry that is still to come was evicted."""
+        return bool(self._heap) and self._heap[0] < self._ring.first
+
+    def __bool__(self) -> bool:
+        return bool(self._heap)
+
+    def __iter__(self) -> Iterator[Entry]:
+        """The rest of the entries. May be left and taken up again; check `lost` before each go."""
+        ring, heap = self._ring, self._heap
+        while heap:
+            seq = heap[0]
+            entry = ring._entries[seq & ring._mask]
+            assert entry is not None, "check lost before walking on"
+            following = ring._next[seq & ring._mask]
+            if following == _NONE or following >= self.end:
+                heapq.heappop(heap)
+            else:
+                heapq.heapreplace(heap, following)
+            if entry.kind is not Kind.SWEEP or any(t.startswith(entry.topic) for t in self._topics):
+                yield entry

@@ -1,0 +1,46 @@
+"""Server-Sent Events framing (WHATWG HTML, section 9.2 "Server-sent events").
+
+An SSE line ends with CR, LF or CRLF only, so a payload is split there and nowhere else (`str.splitlines`
+would split on U+2028 and corrupt the data). CR, LF and NUL in an id or event name are refused: they would
+end the field, and a NUL makes the browser ignore the id.
+"""
+
+from __future__ import annotations
+
+import re
+
+_LINE_END = re.compile(rb"\r\n|\r|\n")
+_FORBIDDEN = re.compile(r"[\r\n\0]")
+
+PING = b": ping\n\n"
+"""The heartbeat of a stream whose position has not moved."""
+
+
+def frame(data: bytes, *, position: str | None = None, event: str | None = None) -> bytes:
+    """One SSE block. Raises ValueError when `position` (the block's id) or `event` holds CR, LF or NUL."""
+    parts: list[bytes] = []
+    if position is not None:
+        parts.append(b"id: " + _field(position, "id"))
+    if event is not None:
+        parts.append(b"event: " + _field(event, "event"))
+    if b"\n" in data or b"\r" in data:
+        parts.extend(b"data: " + line for line in _LINE_END.split(data))
+    else:
+        parts.append(b"data: " + data)
+    return b"\n".join(parts) + b"\n\n"
+
+
+def retry(milliseconds: int) -> bytes:
+    """The block that tells the client how long to wait before it reconnects, in milliseconds."""
+    return b"retry: %d\n\n" % milliseconds
+
+
+def heartbeat(position: str) -> bytes:
+    """A block with an id only: moves the browser's last event id on and dispatches nothing."""
+    return b"id: " + _field(position, "id") + b"\n\n"
+
+
+def _field(value: str, name: str) -> bytes:
+    if _FORBIDDEN.search(value):
+        raise ValueError(f"an SSE {name} can't hold CR, LF or NUL: {value!r}")
+    return value.encode()

@@ -1,0 +1,318 @@
+"""The state machine of one stream, without its socket.
+
+The rules:
+
+- A stream is STARTING, LIVE, BEHIND or ENDED. STARTING, it waits until the hub knows exactly what its user
+  is subscribed to; it receives nothing. `start` makes it LIVE at the hub's head, or BEHIND when the client
+  brought a position.
+- LIVE: an entry that the hub passes is pushed to it, in order, as it arrives.
+- BEHIND: nothing is pushed. The writer pulls instead: `take` reads the missed entries from the ring, page by
+  page, and when there are none left the stream is LIVE again within that same call, so that nothing can come
+  between. It gets behind when the client brought a position, when what is pending is over `PENDING_LIMIT`
+  (the client does not read), and when it is paused.
+- What is subscribed to changes at a place. LIVE, that is now. BEHIND, the place is noted as a *turn*, and the
+  catch-up goes up to it with the topics before and on from it with the topics after.
+- Paused means: from a place on, the topics are not known yet, a query is under way. The catch-up stops there
+  until `resume` brings them.
+- When the ring no longer holds what is missed, or the log itself had a gap, the stream gets one
+  `rowcast.reset` and goes on from the head. Never silence.
+- ENDED: it gets nothing more, but what is pending is still written; the last block is `rowcast.bye`.
+- Every block is appended whole to `pending`, and only `take` removes: order is the order of appending.
+
+Memory is bounded by PENDING_LIMIT plus one page, one number per topic for a catch-up, and MAX_TURNS.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from enum import Enum
+from typing import NamedTuple
+
+import msgspec
+
+from rowcast.core import sse
+from rowcast.core.entry import Entry, user_topic
+from rowcast.core.grants import Grant
+from rowcast.core.position import ORIGIN, Place, format_position
+from rowcast.core.ring import Ring, Walk
+
+PENDING_LIMIT = 256 * 1024
+"""Bytes that may wait for a client that does not read, before its stream is no longer pushed to."""
+
+PAGE = 64 * 1024
+"""Bytes that a catch-up reads at once."""
+
+MAX_TURNS = 256
+"""Changes of subscription that a stream that is behind keeps apart; more, and it is reset."""
+
+_json = msgspec.json.encode
+
+
+class StreamState(Enum):
+    """See the module's docstring."""
+
+    STARTING = "starting"
+    LIVE = "live"
+    BEHIND = "behind"
+    ENDED = "ended"
+
+
+class Wire:
+    """What all streams of a hub share: the log's epoch and head, the limit of an event, the ring."""
+
+    __slots__ = ("epoch", "head", "max_event", "replica", "ring")
+
+    def __init__(self, ring: Ring, *, max_event: int, replica: str) -> None:
+        self.epoch = ""
+        self.head: Place = ORIGIN
+        self.ring = ring
+        self.max_event = max_event
+        self.replica = replica
+
+    def position(self, place: Place) -> str:
+        """A place's wire form in the current epoch."""
+        return format_position(self.epoch, place)
+
+
+class _Turn(NamedTuple):
+    """From `place` on the topics are `topics`; `block` tells the client."""
+
+    place: Place
+    topics: frozenset[str]
+    block: bytes
+
+
+class Stream:
+    """One client's stream.
+
+    `grant` says whose it is and until when. `narrow` restricts it to these topics (None: all of the user's).
+    `wake` is called when there is something to take and the writer may be waiting.
+    """
+
+    __slots__ = (
+        "__weakref__", "_narrow", "_paused", "_reset", "_turns", "_walk", "_walk_from", "_walk_topics", "after",
+        "beaten", "cursor", "dirty", "grant", "pending", "pending_bytes", "state", "topics", "wake", "wire",
+    )  # fmt: skip
+
+    def __init__(
+        self, grant: Grant, wire: Wire, wake: Callable[[], None], *, narrow: frozenset[str] | None = None
+    ) -> None:
+        self.grant = grant
+        self.wire = wire
+        self.wake = wake
+        self.state = StreamState.STARTING
+        self.topics: frozenset[str] = frozenset()
+        """What the stream is subscribed to at the hub's head, its user's own topic included."""
+        self.cursor: Place = ORIGIN
+        """BEHIND: everything up to here is pending or written."""
+        self.after: Place | None = None
+        """STARTING: the hub must have passed this place first."""
+        self.pending: list[bytes] = []
+        self.pending_bytes = 0
+        self.dirty = False
+        self.beaten: Place = ORIGIN
+        """The place that the last heartbeat or entry told the client."""
+        self._narrow = narrow
+        self._walk: Walk | None = None
+        self._walk_from: int | None = None
+        self._walk_topics: frozenset[str] = frozenset()
+        self._turns: deque[_Turn] = deque()
+        self._paused: Place | None = None
+        self._reset: str | None = None
+
+    # What the hub does to it
+
+    def effective(self, topics: Iterable[str]) -> frozenset[str]:
+        """What the stream gets when its user's rules give `topics`: with the token's and the user's own
+        topic, narrowed as the client asked."""
+        granted = self.grant.topics.union(topics, (user_topic(self.grant.user),))
+        return granted if self._narrow is None else granted & self._narrow
+
+    def start(self, topics: frozenset[str], cursor: Place | None, reset: str | None = None) -> None:
+        """Begin with effective topics: LIVE at the head, or BEHIND from `cursor`. `reset` tells the client
+        why its position can't be resumed from."""
+        assert self.state is StreamState.STARTING
+        self.topics = topics
+        self.state = StreamState.LIVE
+        place = self.wire.head
+        if cursor is not None:
+            place = cursor
+            self._fall_behind(cursor)
+            self._walk_topics = topics
+        data = {
+            "user": self.grant.user,
+            "topics": self.listed(topics),
+            "position": self.wire.position(place),
+            "replica": self.wire.replica,
+        }
+        self._append(sse.frame(_json(data), position=self.wire.position(place), event="rowcast.ready"))
+        self.beaten = place
+        if reset is not None:
+            self._append(self._reset_block(reset, self.wire.head))
+
+    def push(self, entry: Entry) -> None:
+        """Give a LIVE stream the next entry of one of its topics."""
+        if self.state is not StreamState.LIVE:
+            return
+        self._append(entry.frame(self.wire.epoch, self.wire.max_event))
+        self.beaten = entry.place
+        if self.pending_bytes > PENDING_LIMIT:
+            self._fall_behind(entry.place)
+
+    def change(self, place: Place, topics: frozenset[str], *, tell: bool = False) -> None:
+        """The subscription changes at a place. `tell`: send the event also when nothing differs."""
+        if self.state in (StreamState.STARTING, StreamState.ENDED) or (topics == self.topics and not tell):
+            return
+        block = self._subscriptions_block(place, topics)
+        self.topics = topics
+        if self.state is StreamState.LIVE:
+            self._append(block)
+            self.beaten = place
+        else:
+            self._turn(_Turn(place, topics, block))
+
+    def pause(self, place: Place, reset: str | None = None) -> None:
+        """From `place` on the topics are unknown until `resume`. `reset`: the log has a gap before `place`,
+        and the client will be told this reason."""
+        if self.state in (StreamState.STARTING, StreamState.ENDED):
+            return
+        if reset is not None:
+            self._turns.clear()
+            self._walk_topics = self.topics
+            self._fall_behind(place)
+            self._reset = self._reset or reset
+        elif self.state is StreamState.LIVE:
+            self._fall_behind(place)
+        self._paused = place if self._paused is None or reset is not None else self._paused
+
+    def resume(self, topics: frozenset[str], *, tell: bool = False) -> None:
+        """The topics from the place of the pause on."""
+        if self._paused is None or self.state is StreamState.ENDED:
+            return
+        place, self._paused = self._paused, None
+        if self._reset is not None:
+            self.topics = topics
+            block, self._reset = self._reset_block(self._reset, place), None
+            self._turn(_Turn(place, topics, block))
+        else:
+            changed = topics != self.topics or tell
+            block = self._subscriptions_block(place, topics) if changed else b""
+            self.topics = topics
+            self._turn(_Turn(place, topics, block))
+        self.wake()
+
+    def end(self, reason: str, retry: int | None = None) -> None:
+        """Say `rowcast.bye` with a reason, and `retry:` in milliseconds if given; nothing comes after it."""
+        if self.state is StreamState.ENDED:
+            return
+        if retry is not None:
+            self._append(sse.retry(retry))
+        self._append(sse.frame(_json({"reason": reason}), event="rowcast.bye"))
+        self.state = StreamState.ENDED
+        self.wake()
+
+    def beat(self) -> None:
+        """The heartbeat of a stream that has nothing else to say."""
+        if self.pending or self.state is StreamState.ENDED:
+            return
+        if self.state is StreamState.LIVE and self.wire.head > self.beaten:
+            self.beaten = self.wire.head
+            self._append(sse.heartbeat(self.wire.position(self.wire.head)))
+        else:
+            self._append(sse.PING)
+        self.wake()
+
+    # What the writer does
+
+    def take(self) -> bytes:
+        """What is to be written now: b"" means wait to be woken, or the end when the stream is ENDED."""
+        if self.state is StreamState.BEHIND and self.pending_bytes < PAGE:
+            self._catch_up()
+        if not self.pending:
+            return b""
+        data = b"".join(self.pending)
+        self.pending.clear()
+        self.pending_bytes = 0
+        return data
+
+    def listed(self, topics: frozenset[str]) -> list[str]:
+        """Topics as the client is told them: sorted, without its user's own."""
+        return sorted(topics - {user_topic(self.grant.user)})
+
+    # Inside
+
+    def _append(self, block: bytes) -> None:
+        self.pending.append(block)
+        self.pending_bytes += len(block)
+
+    def _fall_behind(self, place: Place) -> None:
+        if self.state is StreamState.LIVE:
+            self._walk_topics = self.topics
+        self.state = StreamState.BEHIND
+        self.cursor = place
+        self._walk = self._walk_from = None
+
+    def _turn(self, turn: _Turn) -> None:
+        self._turns.append(turn)
+        if len(self._turns) > MAX_TURNS:
+            self._lose("too_slow")
+
+    def _catch_up(self) -> None:
+        """Read from the ring until a page is pending, or the stream is LIVE, or paused."""
+        while self.state is StreamState.BEHIND:
+            walk = self._walk or self._next_walk()
+            if walk is None or walk.lost:
+                self._lose("position_expired")
+                return
+            self._walk = walk
+            for entry in walk:
+                self._append(entry.frame(self.wire.epoch, self.wire.max_event))
+                self.cursor = self.beaten = entry.place
+                if self.pending_bytes >= PAGE:
+                    return
+            self._walk, self._walk_from = None, walk.end
+            if self._turns:
+                turn = self._turns.popleft()
+                self._walk_topics = turn.topics
+                self.cursor = max(self.cursor, turn.place)
+                if turn.block:
+                    self._append(turn.block)
+            elif self._paused is not None:
+                return
+            elif walk.end == self.wire.ring.end:
+                self.state = StreamState.LIVE
+                self._walk_from = None
+
+    def _next_walk(self) -> Walk | None:
+        ring = self.wire.ring
+        upto = self._turns[0].place if self._turns else self._paused
+        if self._walk_from is None:
+            return ring.walk(self.cursor, self._walk_topics, upto)
+        return ring.walk_on(self._walk_from, self._walk_topics, upto)
+
+    def _lose(self, reason: str) -> None:
+        """What is missed can't be had any more: reset, and go on from the head (or stay paused there)."""
+        self._turns.clear()
+        self._walk = self._walk_from = None
+        self.cursor = self.wire.head
+        if self._paused is not None:
+            self._paused = self.wire.head
+            self._reset = self._reset or reason
+            return
+        self._append(self._reset_block(reason, self.wire.head))
+        self.state = StreamState.LIVE
+
+    def _reset_block(self, reason: str, place: Place) -> bytes:
+        position = self.wire.position(place)
+        self.beaten = place
+        data = {"reason": reason, "position": position, "topics": self.listed(self.topics)}
+        return sse.frame(_json(data), position=position, event="rowcast.reset")
+
+    def _subscriptions_block(self, place: Place, topics: frozenset[str]) -> bytes:
+        data = {
+            "added": self.listed(topics - self.topics),
+            "removed": self.listed(self.topics - topics),
+            "topics": self.listed(topics),
+        }
+        return sse.frame(_json(data), position=self.wire.position(place), event="rowcast.subscriptions")

@@ -1,0 +1,106 @@
+"""The Protocols between the rooms, and what each promises.
+
+Data goes one way: source → router → log → hub → streams. Nothing downstream of the log writes
+upstream, and nothing a stream does can block the hub, nor the hub the log.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Literal, Protocol
+
+import msgspec
+
+from rowcast.core.entry import Batch
+from rowcast.core.position import Place, Position
+from rowcast.core.snapshot import Snapshot
+from rowcast.core.subscriptions import Load
+
+
+class Draft(msgspec.Struct, frozen=True):
+    """Something to be put into the log by the application: it gets its place by being appended.
+
+    `topic` set: a DATA entry with `data` (JSON text as bytes). `control` set: a CONTROL entry for `user`.
+    `event` is the SSE event name, `key` what conflation goes by.
+    """
+
+    topic: str = ""
+    data: bytes = b""
+    event: str | None = None
+    key: str | None = None
+    control: Literal["resubscribe", "disconnect"] | None = None
+    user: str = ""
+
+
+class Bounds(msgspec.Struct, frozen=True):
+    """What a log holds now: every entry above `first` up to `last` can be read. `epoch` is theirs."""
+
+    epoch: str
+    first: Place
+    last: Place
+
+
+class State(msgspec.Struct, frozen=True):
+    """How a dependency is, for readyz and the operator.
+
+    `ok` False means degraded. `detail` is one sentence for a person, with what to do. `since` is the Unix
+    time of the last change of `ok`.
+    """
+
+    ok: bool
+    detail: str
+    since: float
+
+
+class Log(Protocol):
+    """The ordered, bounded, shared record of entries.
+
+    Promises: places strictly increase; every tail yields the same entries at the same places, each exactly
+    once, or a batch with `reset` where that can't be promised; `tail` survives the loss of its connection
+    by itself and goes on from what it yielded last; `append` is all or nothing.
+    """
+
+    async def open(self) -> None:
+        """Connect, and create what is missing. Raises `SetupError` with what an administrator must run."""
+        ...
+
+    async def close(self) -> None:
+        """Let go of every connection, task and temporary slot. The tail ends."""
+        ...
+
+    def tail(self) -> AsyncIterator[Batch]:
+        """Every entry from the oldest that the log holds, then the new ones as they come, for ever.
+
+        The first batch has `reset="start"` and the log's lower bound as `head`. One tail at a time.
+        """
+        ...
+
+    async def head(self) -> Place:
+        """The place that a tail must pass to have seen everything that was committed before this call."""
+        ...
+
+    async def append(self, draft: Draft) -> Position:
+        """Append, and return the position once this replica's own tail has passed it.
+
+        Raises `Unavailable`: its message says whether the entry is surely not in the log or unknown.
+        """
+        ...
+
+    def state(self) -> State:
+        """How the log is, without asking it."""
+        ...
+
+
+class Loader(Protocol):
+    """Reads users' subscription rows from the database."""
+
+    async def load(self, users: list[str]) -> Load:
+        """Read all users' rows in one REPEATABLE READ transaction, then mark the WAL.
+
+        Raises `Unavailable` when the database can't be asked.
+        """
+        ...
+
+    async def horizon(self) -> Snapshot:
+        """A fresh snapshot: what is below its xmin is visible to every later load."""
+        ...
