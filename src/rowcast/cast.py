@@ -1,0 +1,250 @@
+"""`Rowcast`: the object that a program configures, runs and talks to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from rowcast.auth.jwt import Authenticator
+from rowcast.config import Config
+from rowcast.core.entry import user_topic
+from rowcast.core.position import Position
+from rowcast.core.routes import Route
+from rowcast.core.rules import RowRule
+from rowcast.errors import BadRequest, Unavailable
+from rowcast.logs.messages import Messages
+from rowcast.ports import Draft
+from rowcast.replica import Replica
+from rowcast.telemetry import Metrics
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from starlette.applications import Starlette
+
+    from rowcast.core.change import Change
+    from rowcast.hub import Hub
+    from rowcast.ports import Log
+
+RouteFunction = Callable[["Change"], "str | Iterable[str] | None"]
+SubscriptionFunction = Callable[[dict[str, Any]], Iterable[str]]
+
+MAX_NAME = 512
+"""Characters that a topic, an event name, a key or a user id may have."""
+
+
+class Rowcast:
+    """Everything that one process of Rowcast is: configuration, routes, rules, log, hub and HTTP application.
+
+    `postgres`, `log` and `auth` are what the sections of rowcast.toml are: a mapping, or for short the
+    connection string, the log's URL and the HS256 secret. Any other section can be given by its name
+    (`server={"port": 9000}`, `api={"key": "…"}`). `config` is a finished configuration instead of all that.
+
+    Raises `ConfigError` when something is wrong with them.
+    """
+
+    def __init__(self, config: Config | None = None, **sections: Mapping[str, Any] | str | None) -> None:
+        self.config = config if config is not None else Config.from_sections(sections)
+        self.metrics = Metrics(self)
+        self.authenticator = Authenticator(self.config)
+        self._routes = [route.to_route() for route in self.config.routes]
+        self._rules = [rule.to_rule(index) for index, rule in enumerate(self.config.subscriptions)]
+        self._replica: Replica | None = None
+
+    @classmethod
+    def from_toml(cls, path: str | Path, **overrides: Any) -> Rowcast:
+        """Read rowcast.toml; `ROWCAST_…` environment variables go before it, and `overrides` before both.
+
+        An override is named with a double underscore for the dot: `server__port=9000`. Raises `ConfigError`
+        that points at the line.
+        """
+        return cls(Config.load(Path(path), {name.replace("__", "."): value for name, value in overrides.items()}))
+
+    # Rules in code
+
+    def route(
+        self,
+        table: str,
+        *,
+        columns: Iterable[str] | None = None,
+        key: Iterable[str] | None = None,
+        conflate: bool = False,
+        deletes: bool = True,
+    ) -> Callable[[RouteFunction], RouteFunction]:
+        """Route a table's changes by a function of the change that returns the topic, the topics, or None.
+
+        `table` is `schema.table` (public is implied). `columns` are those sent (None: all), `key` what
+        conflation goes by (None: the primary key). The function must be quick and must not block: it runs
+        for every change of the table. A change for which it raises is skipped, counted and logged.
+        """
+
+        def register(function: RouteFunction) -> RouteFunction:
+            self._not_running("route")
+            self._routes.append(
+                Route.from_function(
+                    table,
+                    function,
+                    columns=None if columns is None else tuple(columns),
+                    key=None if key is None else tuple(key),
+                    conflate=conflate,
+                    deletes=deletes,
+                )
+            )
+            return function
+
+        return register
+
+    def subscriptions(self, table: str, *, user: str) -> Callable[[SubscriptionFunction], SubscriptionFunction]:
+        """Subscribe users by the rows of a table: the function returns the topics that a row gives its user.
+
+        `user` is the column with the user's id. A row for which the function raises gives no topics.
+        """
+
+        def register(function: SubscriptionFunction) -> SubscriptionFunction:
+            self._not_running("subscriptions")
+            self._rules.append(RowRule.from_function(table, user, function, index=len(self._rules)))
+            return function
+
+        return register
+
+    # Life
+
+    @property
+    def replica(self) -> Replica:
+        """The running parts. Raises `Unavailable` when this Rowcast has not been started."""
+        if self._replica is None:
+            raise Unavailable("Rowcast is not running: start it by its lifespan, or `await cast.start()`")
+        return self._replica
+
+    @property
+    def running(self) -> bool:
+        """Whether it has been started."""
+        return self._replica is not None
+
+    @property
+    def hub(self) -> Hub:
+        """The hub of this replica."""
+        return self.replica.hub
+
+    @property
+    def log(self) -> Log:
+        """The log."""
+        return self.replica.log
+
+    async def start(self) -> None:
+        """Connect, create what is missing, fill the ring; returns when streams can be served.
+
+        Raises `ConfigError` or `SetupError` with what to change.
+        """
+        if self._replica is None:
+            replica = Replica(self.config, self._routes, self._rules, self.authenticator)
+            await replica.start()
+            self._replica = replica
+
+    async def stop(self) -> None:
+        """End all streams and let go of everything."""
+        replica, self._replica = self._replica, None
+        if replica is not None:
+            await replica.stop()
+
+    @asynccontextmanager
+    async def lifespan(self, app: object = None) -> AsyncIterator[None]:
+        """Run for the time of a block; fits an ASGI application's `lifespan`."""
+        await self.start()
+        try:
+            yield
+        finally:
+            await self.stop()
+
+    def drain(self) -> None:
+        """Take no new stream, and end the open ones in groups, so that they move to other replicas."""
+        if self._replica is not None:
+            self._replica.drain()
+
+    def asgi(self) -> Starlette:
+        """A complete ASGI application.
+
+        Served by itself it starts and stops Rowcast by its lifespan. Mounted into another application, whose
+        server never tells a mounted one of the lifespan, it starts at the first request; for a start and stop
+        with the application, enter `cast.lifespan()` in the application's own.
+        """
+        from rowcast.http.app import create_app
+
+        return create_app(self)
+
+    # Publishing and control
+
+    async def publish(
+        self,
+        topic: str | None = None,
+        data: Any = None,
+        *,
+        user: str | None = None,
+        event: str | None = None,
+        key: str | None = None,
+    ) -> Position:
+        """Put data on a topic, or on a user's own topic; returns its position once it is in the log.
+
+        `data` is anything that JSON can hold, `event` the SSE event name (None: `message`), `key` what
+        conflation goes by (None: never conflated). Raises `BadRequest`, or `Unavailable` whose message says
+        whether it was surely not published.
+        """
+        return await self.log.append(_draft(topic, data, user=user, event=event, key=key))
+
+    def publish_sql(
+        self,
+        topic: str | None = None,
+        data: Any = None,
+        *,
+        user: str | None = None,
+        event: str | None = None,
+        key: str | None = None,
+    ) -> str:
+        """A SQL statement that publishes as part of *your* transaction: delivered exactly if it commits.
+
+        It holds no placeholder and nothing that a driver would take for one, and may be executed once.
+        Arguments as for `publish`. Rowcast need not run in this process. Raises `BadRequest`, or `ConfigError`
+        when there is no key to sign with.
+        """
+        return Messages(self.config.signing_secret).statement(_draft(topic, data, user=user, event=event, key=key))
+
+    async def resubscribe(self, user: str) -> Position:
+        """Have every replica read the user's subscriptions anew, at this place in the log.
+
+        Row rules need no such call: they see the rows change. Raises `Unavailable`.
+        """
+        return await self.log.append(Draft(control="resubscribe", user=_name("user", user)))
+
+    async def disconnect(self, user: str) -> Position:
+        """End the user's streams on every replica, and refuse the tokens issued to them before now."""
+        return await self.log.append(Draft(control="disconnect", user=_name("user", user)))
+
+    def _not_running(self, what: str) -> None:
+        if self._replica is not None:
+            raise RuntimeError(f"@cast.{what} must come before Rowcast is started")
+
+
+def _draft(topic: str | None, data: Any, *, user: str | None, event: str | None, key: str | None) -> Draft:
+    if (topic is None) == (user is None):
+        raise BadRequest("give either a topic or a user to publish to")
+    try:
+        encoded = msgspec.json.encode(data)
+    except (TypeError, ValueError) as error:
+        raise BadRequest(f"data can't be written as JSON: {error}") from None
+    return Draft(
+        topic=_name("topic", topic) if topic is not None else user_topic(_name("user", user or "")),
+        data=encoded,
+        event=None if event is None else _name("event", event),
+        key=None if key is None else _name("key", key),
+    )
+
+
+def _name(what: str, value: str) -> str:
+    """Check a name that will stand in an SSE field or be a topic."""
+    if not value or len(value) > MAX_NAME or any(char in value for char in "\r\n\0"):
+        raise BadRequest(f"{what} must have 1 to {MAX_NAME} characters, and no CR, LF or NUL: {value[:60]!r}")
+    return value

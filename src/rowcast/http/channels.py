@@ -1,0 +1,145 @@
+"""The built-in channels: which channel types a user has switched on, and how.
+
+A write needs no call of resubscribe: subscription rules see the row change in the log, on every replica.
+"""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import psycopg
+from psycopg.types.json import Jsonb
+from psycopg_pool import PoolTimeout
+from starlette.requests import Request
+from starlette.responses import Response
+
+from rowcast.core.grants import Grant
+from rowcast.errors import BadRequest, NotFound, SetupError, Unavailable
+from rowcast.http.bodies import OVERHEAD, name, read_json
+from rowcast.http.responses import Conflict, json
+
+if TYPE_CHECKING:
+    from rowcast.cast import Rowcast
+
+_COLUMNS = "channel_type, enabled, config"
+MAX_TYPE = 128
+
+
+class Channel(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of a POST. `config` is any JSON object."""
+
+    channel_type: str
+    enabled: bool = True
+    config: dict[str, Any] = msgspec.field(default_factory=dict)
+
+
+class ChannelChange(msgspec.Struct, forbid_unknown_fields=True):
+    """The body of a PUT; the type stands in the path, and may be repeated."""
+
+    channel_type: str | None = None
+    enabled: bool = True
+    config: dict[str, Any] = msgspec.field(default_factory=dict)
+
+
+async def ensure_channels(connection: psycopg.AsyncConnection[Any], wanted: bool | None) -> bool:
+    """Create the table. Returns whether it is there.
+
+    `wanted` None: it is no error if this role may not create it. Raises `SetupError` with the SQL otherwise.
+    """
+    if wanted is False:
+        return False
+    cursor = await connection.execute("SELECT to_regclass('rowcast_channels') IS NOT NULL")
+    row = await cursor.fetchone()
+    if row is not None and row[0]:
+        return True
+    statement = files("rowcast.http").joinpath("channels_table.sql").read_text()
+    try:
+        await connection.execute(statement.encode())
+    except (psycopg.errors.UniqueViolation, psycopg.errors.DuplicateTable):
+        return True  # another replica that starts now was quicker
+    except psycopg.errors.InsufficientPrivilege as error:
+        if wanted is None:
+            return False
+        raise SetupError(
+            f"the table rowcast_channels is missing, and this role may not create it ({error}); run, as its "
+            f"owner: {' '.join(line for line in statement.splitlines() if not line.startswith('--'))}"
+        ) from None
+    return True
+
+
+async def channels(request: Request) -> Response:
+    """GET: the user's channels. POST: a new one, 201, or 409 when it is there."""
+    cast: Rowcast = request.app.state.cast
+    grant = await cast.authenticator.authenticate(request)
+    if request.method != "POST":
+        rows = await _rows(
+            cast,
+            f"SELECT {_COLUMNS} FROM rowcast_channels WHERE user_id = %s ORDER BY channel_type",
+            [grant.user],
+        )
+        return json([_channel(row) for row in rows])
+    body = await read_json(request, Channel, cast.config.server.max_event + OVERHEAD)
+    rows = await _rows(
+        cast,
+        "INSERT INTO rowcast_channels (user_id, channel_type, enabled, config) VALUES (%s, %s, %s, %s)"
+        f" ON CONFLICT DO NOTHING RETURNING {_COLUMNS}",
+        [grant.user, name("channel_type", body.channel_type, MAX_TYPE), body.enabled, _config(body.config)],
+    )
+    if not rows:
+        raise Conflict(f"the channel {body.channel_type!r} exists already; change it by PUT")
+    return json(_channel(rows[0]), 201)
+
+
+async def channel(request: Request) -> Response:
+    """GET, PUT (whole; 201 when it is new) and DELETE (204) of one channel."""
+    cast: Rowcast = request.app.state.cast
+    grant = await cast.authenticator.authenticate(request)
+    kind = name("channel_type", request.path_params["type"], MAX_TYPE)
+    if request.method == "PUT":
+        return await _put(request, cast, grant, kind)
+    if request.method == "DELETE":
+        statement = f"DELETE FROM rowcast_channels WHERE user_id = %s AND channel_type = %s RETURNING {_COLUMNS}"
+    else:
+        statement = f"SELECT {_COLUMNS} FROM rowcast_channels WHERE user_id = %s AND channel_type = %s"
+    rows = await _rows(cast, statement, [grant.user, kind])
+    if not rows:
+        raise NotFound(f"there is no channel {kind!r}")
+    return Response(status_code=204) if request.method == "DELETE" else json(_channel(rows[0]))
+
+
+async def _put(request: Request, cast: Rowcast, grant: Grant, kind: str) -> Response:
+    body = await read_json(request, ChannelChange, cast.config.server.max_event + OVERHEAD)
+    if body.channel_type not in (None, kind):
+        raise BadRequest(f"the body's channel_type {body.channel_type!r} is not the path's {kind!r}")
+    rows = await _rows(
+        cast,
+        "INSERT INTO rowcast_channels (user_id, channel_type, enabled, config) VALUES (%s, %s, %s, %s)"
+        " ON CONFLICT (user_id, channel_type) DO UPDATE SET enabled = excluded.enabled,"
+        f" config = excluded.config, updated_at = now() RETURNING {_COLUMNS}, xmax = 0",
+        [grant.user, kind, body.enabled, _config(body.config)],
+    )
+    return json(_channel(rows[0]), 201 if rows[0][3] else 200)
+
+
+async def _rows(cast: Rowcast, statement: str, arguments: list[Any]) -> list[tuple[Any, ...]]:
+    replica = cast.replica
+    if replica.pool is None or not replica.channels:
+        raise NotFound("channels are off here: they need [postgres], and [channels] enabled = true")
+    try:
+        async with replica.pool.connection() as connection:
+            cursor = await connection.execute(statement.encode(), arguments)
+            return await cursor.fetchall()
+    except psycopg.errors.DataError as error:
+        raise BadRequest(f"Postgres can't store it: {' '.join(str(error).split())}") from None
+    except (psycopg.OperationalError, PoolTimeout) as error:
+        raise Unavailable("Postgres can't be reached", what="postgres") from error
+
+
+def _config(config: dict[str, Any]) -> Jsonb:
+    return Jsonb(config, dumps=msgspec.json.encode)
+
+
+def _channel(row: tuple[Any, ...]) -> dict[str, Any]:
+    return {"channel_type": row[0], "enabled": row[1], "config": row[2]}

@@ -1,0 +1,371 @@
+"""The hub of a replica: tails the log, owns the topic index and the streams, dispatches.
+
+Everything that touches streams happens in one thread, in calls that do not await: a batch is handled whole,
+then the streams that got something are woken. So a stream never sees half a batch, and what is known at
+`wire.head` is known for every stream alike.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from rowcast.core.entry import Batch, Control, Entry, Kind
+from rowcast.core.grants import Grant
+from rowcast.core.position import Place, Position
+from rowcast.core.ring import Ring
+from rowcast.core.rules import RowRule, SqlRule
+from rowcast.core.stream import Stream, StreamState, Wire
+from rowcast.core.subscriptions import Load, Subscriptions, TopicChange
+from rowcast.core.topics import TopicIndex
+from rowcast.errors import Unavailable
+from rowcast.joins import Joins
+from rowcast.ports import Loader, Log, State
+from rowcast.wheel import Wheel
+
+logger = logging.getLogger(__name__)
+
+
+class Busy(Unavailable):
+    """This replica takes no new stream now; `reason` is what `rowcast.bye` will say."""
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message, what="streams")
+        self.reason = reason
+
+
+class Hub:
+    """Tails `log` and serves streams.
+
+    `loader` reads users' subscription rows (None: there are no rules that need the database). `ring_bytes`
+    bounds the ring, `max_event` an event, both in bytes. `max_streams` bounds the streams of this replica,
+    `max_streams_per_user` those of one user: the oldest is ended for the newest. `heartbeat` is the pause between
+    the heartbeats of a stream, in seconds. `on_disconnect` is told of
+    every "disconnect" that comes by: (user, Unix time at which it was asked for).
+    """
+
+    def __init__(
+        self,
+        log: Log,
+        rules: Sequence[RowRule | SqlRule],
+        loader: Loader | None,
+        *,
+        replica: str,
+        ring_bytes: int,
+        max_event: int,
+        max_streams: int,
+        max_streams_per_user: int,
+        heartbeat: float,
+        on_disconnect: Callable[[str, float], None] = lambda user, at: None,
+    ) -> None:
+        self.log = log
+        self.ring = Ring(ring_bytes)
+        self.wire = Wire(self.ring, max_event=max_event, replica=replica)
+        self.subscriptions = Subscriptions(rules)
+        self.joins = Joins(self, loader)
+        self.wheel = Wheel(self, heartbeat)
+        self.max_streams = max_streams
+        self.max_streams_per_user = max_streams_per_user
+        self.users: dict[str, list[Stream]] = {}
+        self.streams: dict[Stream, None] = {}
+        self.draining = False
+        self.deliveries = 0
+        self.resets = 0
+        self.entries: Counter[str] = Counter()
+        self.catchups: Counter[str] = Counter()
+        self.ended: Counter[str] = Counter()
+        self.warm = False
+        self._index: TopicIndex[Stream] = TopicIndex()
+        self._starting: dict[Stream, Position | None] = {}
+        self._dirty: list[Stream] = []
+        self._on_disconnect = on_disconnect
+        self._moved = asyncio.Event()
+        self._since = time.time()
+
+    # What others ask
+
+    @property
+    def head(self) -> Place:
+        """Every entry at or below this place has been dispatched."""
+        return self.wire.head
+
+    @property
+    def epoch(self) -> str:
+        """The log's epoch; "" before the log was reached."""
+        return self.wire.epoch
+
+    @property
+    def streams_count(self) -> int:
+        """Open streams."""
+        return len(self.streams)
+
+    def states(self) -> dict[str, int]:
+        """How many streams are in each state."""
+        counts = dict.fromkeys((state.value for state in StreamState), 0)
+        for stream in self.streams:
+            counts[stream.state.value] += 1
+        return counts
+
+    def state(self) -> State:
+        """Whether this replica can take streams."""
+        if self.draining:
+            return State(ok=False, detail="draining: new streams go to another replica", since=self._since)
+        if not self.warm:
+            return State(ok=False, detail="warming up: reading what the log holds", since=self._since)
+        return State(ok=True, detail=f"{len(self.streams)} streams", since=self._since)
+
+    # Life
+
+    async def run(self) -> None:
+        """Tail the log until it is closed."""
+        async for batch in self.log.tail():
+            self.handle(batch)
+
+    async def warm_up(self) -> None:
+        """Wait until everything that was committed before this call has been dispatched into the ring."""
+        await self.passed(await self.log.head())
+        await self.joins.prune()
+        self.warm = True
+        self._since = time.time()
+
+    async def passed(self, place: Place) -> None:
+        """Wait until the head is at or above a place."""
+        while self.wire.head < place:
+            self._moved.clear()
+            await self._moved.wait()
+
+    # The log's side
+
+    def handle(self, batch: Batch) -> None:
+        """Dispatch a batch."""
+        if batch.reset is not None:
+            self._restart(batch, batch.reset)
+        for entry in batch.entries:
+            self.handle_entry(entry)
+        self.wire.head = max(self.wire.head, batch.head)
+        self.settle()
+        self._flush()
+        self.joins.mind(self.subscriptions.recent)
+        self._moved.set()
+
+    def handle_entry(self, entry: Entry) -> None:
+        """Dispatch one entry: to the streams of its topic, to the subscriptions, or as a command."""
+        self.entries[entry.kind.name.lower()] += 1
+        if entry.kind is Kind.DATA:
+            self.ring.append(entry)
+            for stream in self._index.get(entry.topic):
+                self._push(stream, entry)
+        elif entry.kind is Kind.ROW:
+            self.wire.head = entry.place
+            effect = self.subscriptions.apply(entry)
+            for change in effect.changed:
+                self._change(change, entry.place)
+            for user in effect.stale:
+                self.reload(user)
+        elif entry.kind is Kind.SWEEP:
+            self.ring.append(entry)
+            for stream in self._index.matching(entry.topic):
+                self._push(stream, entry)
+        else:
+            self.wire.head = entry.place
+            self._control(entry.body)
+
+    def _push(self, stream: Stream, entry: Entry) -> None:
+        stream.push(entry)
+        self.deliveries += 1
+        if stream.state is StreamState.BEHIND and stream.cursor == entry.place:
+            self.catchups["slow"] += 1
+        self._mark(stream)
+
+    def _control(self, control: Control) -> None:
+        if control.action == "disconnect":
+            self._on_disconnect(control.user, control.at)
+            for stream in tuple(self.users.get(control.user, ())):
+                self.end(stream, "disconnected")
+        elif control.user in self.users:
+            if self.subscriptions.has_sql:
+                self.reload(control.user, tell=True)
+            elif self.subscriptions.exact(control.user):
+                # Row rules are exact without being asked: the event only answers the caller.
+                topics = self.subscriptions.topics(control.user)
+                self._change(TopicChange(control.user, topics), self.wire.head, tell=True)
+
+    def _change(self, change: TopicChange, place: Place, *, tell: bool = False) -> None:
+        for stream in self.users.get(change.user, ()):
+            if stream.state is not StreamState.STARTING:
+                topics = stream.effective(change.topics)
+                self._reindex(stream, topics)
+                stream.change(place, topics, tell=tell)
+                self._mark(stream)
+
+    def _restart(self, batch: Batch, reason: str) -> None:
+        """The log starts anew here: forget what was known, and tell every stream that it has a gap."""
+        first = not self.wire.epoch
+        self.wire.epoch = batch.epoch
+        self.wire.head = batch.head
+        self.ring.restart(batch.head)
+        self.subscriptions.restart()
+        if not first:
+            logger.warning("log restarted at %s: %s", self.wire.position(batch.head), reason)
+        for user, streams in self.users.items():
+            for stream in streams:
+                if stream.state not in (StreamState.STARTING, StreamState.ENDED):
+                    self.resets += 1
+                    stream.pause(batch.head, reset=reason)
+            self.subscriptions.expect(user)
+            self.joins.want(user)
+
+    # The subscriptions' side
+
+    def reload(self, user: str, *, tell: bool = False) -> None:
+        """Read a user's rules anew; their streams pause here until that is done."""
+        for stream in self.users.get(user, ()):
+            stream.pause(self.wire.head)
+            self.catchups["query"] += 1
+        self.subscriptions.expect(user)
+        self.joins.want(user, tell=tell)
+
+    def join(self, load: Load) -> list[str]:
+        """Take over what was loaded. Returns users who must be loaded once more, not at once."""
+        stale = self.subscriptions.join(load)
+        for user in stale:
+            self.subscriptions.expect(user)
+        self.settle()
+        self._flush()
+        return stale
+
+    def settle(self) -> None:
+        """Start or resume the streams of the users who became exact at the head."""
+        for change in self.subscriptions.settle(self.wire.head):
+            tell = self.joins.told(change.user)
+            for stream in self.users.get(change.user, ()):
+                if stream.state is not StreamState.STARTING:
+                    topics = stream.effective(change.topics)
+                    self._reindex(stream, topics)
+                    stream.resume(topics, tell=tell)
+        if self._starting:
+            for stream in tuple(self._starting):
+                self._try_start(stream)
+
+    # The clients' side
+
+    def connect(
+        self,
+        grant: Grant,
+        wake: Callable[[], None],
+        *,
+        narrow: frozenset[str] | None = None,
+        cursor: Position | None = None,
+    ) -> Stream:
+        """Open a stream for a user; `wake` is called when there is something to take.
+
+        It is STARTING until the user's subscriptions are exact. `cursor` is the client's last position (None:
+        from now on). Raises `Busy` when this replica takes no stream now.
+        """
+        if self.draining:
+            raise Busy("this replica is draining; connect again", "draining")
+        if not self.warm:
+            raise Busy("this replica is warming up; connect again", "unavailable")
+        if len(self.streams) >= self.max_streams:
+            raise Busy(f"this replica has its {self.max_streams} streams; connect again later", "busy")
+        streams = self.users.setdefault(grant.user, [])
+        while len(streams) >= self.max_streams_per_user:
+            self.end(streams[0], "busy", retry=random.randrange(20_000, 40_000))  # noqa: S311
+        stream = Stream(grant, self.wire, wake, narrow=narrow)
+        if not streams:
+            self.users[grant.user] = streams
+            self.subscriptions.expect(grant.user)
+            self.joins.want(grant.user)
+        streams.append(stream)
+        self.streams[stream] = None
+        self._starting[stream] = cursor
+        self.wheel.add(stream)
+        if cursor is not None and cursor.epoch == self.epoch and cursor.place > self.wire.head:
+            self.joins.want_head(stream)
+        self._try_start(stream)
+        return stream
+
+    def end(self, stream: Stream, reason: str, *, retry: int | None = None) -> None:
+        """End a stream with `rowcast.bye` and a reason; `retry` in milliseconds is told before it."""
+        stream.end(reason, retry)
+        self.ended[reason] += 1
+        self.drop(stream)
+
+    def drop(self, stream: Stream) -> None:
+        """Forget a stream: its client is gone, or it was ended. Forgetting twice is fine."""
+        if stream not in self.streams:
+            return
+        del self.streams[stream]
+        self._starting.pop(stream, None)
+        self._reindex(stream, frozenset())
+        stream.topics = frozenset()
+        stream.state = StreamState.ENDED
+        self.wheel.remove(stream)
+        streams = self.users[stream.grant.user]
+        streams.remove(stream)
+        if not streams:
+            del self.users[stream.grant.user]
+            self.subscriptions.forget(stream.grant.user)
+            self.joins.forget(stream.grant.user)
+
+    def _try_start(self, stream: Stream) -> None:
+        """Start a stream if its user is exact and the head is where it must be."""
+        user = stream.grant.user
+        cursor = self._starting[stream]
+        if not self.subscriptions.exact(user) or self.joins.awaits_head(stream):
+            return
+        if stream.after is not None and stream.after > self.wire.head:
+            return
+        del self._starting[stream]
+        reset, place = self._resumable(cursor)
+        topics = stream.effective(self.subscriptions.topics(user))
+        self._reindex(stream, topics)
+        stream.start(topics, place, reset)
+        if reset is not None:
+            self.resets += 1
+        if place is not None:
+            self.catchups["reconnect"] += 1
+        self._mark(stream)
+        stream.wake()
+
+    def _resumable(self, cursor: Position | None) -> tuple[str | None, Place | None]:
+        """Whether a stream can go on from a client's position: (why not, the place to go on from)."""
+        if cursor is None:
+            return None, None
+        if cursor.epoch != self.epoch:
+            return "other_epoch", None
+        if cursor.place < self.ring.floor:
+            return "position_expired", None
+        if cursor.place > self.wire.head:
+            return "position_unknown", None
+        return None, cursor.place
+
+    # Inside
+
+    def _reindex(self, stream: Stream, topics: frozenset[str]) -> None:
+        """Bring the index from the stream's topics to new ones. To be called before the stream changes."""
+        for topic in stream.topics - topics:
+            self._index.remove(topic, stream)
+        for topic in topics - stream.topics:
+            self._index.add(topic, stream)
+
+    def _mark(self, stream: Stream) -> None:
+        if not stream.dirty:
+            stream.dirty = True
+            self._dirty.append(stream)
+
+    def _flush(self) -> None:
+        """Wake the writers of the streams that got something."""
+        dirty, self._dirty = self._dirty, []
+        for stream in dirty:
+            stream.dirty = False
+            try:
+                stream.wake()
+            except Exception:
+                # One stream's trouble must not reach the others.
+                logger.exception("a stream could not be woken")
+                self.drop(stream)

@@ -1,0 +1,152 @@
+"""Reading users' subscription rows in one snapshot, for the hub to join to the log's tail.
+
+Rows are read in text form and decoded by the very code that decodes the WAL, so that a value read here
+equals the same value when it comes by in the log.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import psycopg
+from psycopg import sql
+from psycopg.rows import TupleRow
+from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
+
+from rowcast.core import values
+from rowcast.core.catalog import Catalog, TableInfo
+from rowcast.core.change import Column
+from rowcast.core.position import Place
+from rowcast.core.rules import RowRule, SqlRule
+from rowcast.core.snapshot import Snapshot
+from rowcast.core.subscriptions import Load, UserRows
+from rowcast.errors import Unavailable
+
+_INTEGER = re.compile(r"0|-?[1-9][0-9]{0,18}", re.ASCII)
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
+_TEXTS = frozenset({"text", "varchar", "bpchar", "name", "citext"})
+_RANGES = {"int2": 1 << 15, "int4": 1 << 31, "int8": 1 << 63}
+
+
+class PostgresLoader:
+    """Reads the rules' rows from the primary.
+
+    `pool` gives connections, in autocommit mode; `catalog` knows the rules' tables; `mark` puts a mark into
+    the WAL and returns its place: the hub has seen everything that was committed before once it passed it.
+    """
+
+    def __init__(
+        self,
+        pool: AsyncConnectionPool[psycopg.AsyncConnection[TupleRow]],
+        rules: Sequence[RowRule | SqlRule],
+        catalog: Catalog,
+        mark: Callable[[], Awaitable[Place]],
+    ) -> None:
+        self._pool = pool
+        self._rules = rules
+        self._catalog = catalog
+        self._mark = mark
+
+    async def load(self, users: list[str]) -> Load:
+        """Read all rules for all `users` in one REPEATABLE READ transaction, then mark the WAL.
+
+        Raises `Unavailable` when the database can't be asked.
+        """
+        read = {user: UserRows() for user in users}
+        try:
+            async with self._pool.connection() as connection:
+                # One snapshot for all rules: taken by the first query of the transaction.
+                await connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+                try:
+                    snapshot = await _snapshot(connection)
+                    for rule in self._rules:
+                        if isinstance(rule, RowRule):
+                            await self._read_rows(connection, rule, read)
+                        else:
+                            await _read_topics(connection, rule, read)
+                finally:
+                    await connection.execute("COMMIT")
+            return Load(await self._mark(), read, snapshot)
+        except (psycopg.Error, PoolTimeout, PoolClosed) as error:
+            raise Unavailable(f"Postgres can't be asked for subscriptions: {_line(error)}", what="postgres") from error
+
+    async def horizon(self) -> Snapshot:
+        """A fresh snapshot. Raises `Unavailable` when the database can't be asked."""
+        try:
+            async with self._pool.connection() as connection:
+                return await _snapshot(connection)
+        except (psycopg.Error, PoolTimeout, PoolClosed) as error:
+            raise Unavailable(f"Postgres can't be asked for a snapshot: {_line(error)}", what="postgres") from error
+
+    async def _read_rows(
+        self, connection: psycopg.AsyncConnection[TupleRow], rule: RowRule, read: dict[str, UserRows]
+    ) -> None:
+        table = self._catalog[rule.table]
+        query, accepts = rows_query(rule, table)
+        accepted = [user for user in read if accepts(user)]
+        if not accepted:
+            return
+        cursor = await connection.execute(query, [accepted])
+        result = cursor.pgresult
+        assert result is not None
+        columns = [
+            Column(name, result.ftype(i), result.fmod(i), type_name=table.columns[name].type_name)
+            for i, name in enumerate(sorted(rule.columns))
+        ]
+        found: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        for number in range(result.ntuples):
+            row = {
+                column.name: None if (value := result.get_value(number, i)) is None else values.decode(column, value)
+                for i, column in enumerate(columns)
+            }
+            found[values.text(row[rule.user_column])].append(row)
+        for user, rows in found.items():
+            if user in read:
+                read[user].rows[rule.index] = rows
+
+
+def rows_query(rule: RowRule, table: TableInfo) -> tuple[sql.Composed, Callable[[str], bool]]:
+    """The query for a rule's rows of some users, and the test whether a user id can stand in its column.
+
+    Ids are compared in the column's own type, so that its index serves, and only those that are written as
+    Postgres writes them can match: the log names users by that text.
+    """
+    type_name = table.columns[rule.user_column].type_name
+    column = sql.Identifier(rule.user_column)
+    accepts: Callable[[str], bool] = lambda user: "\0" not in user  # noqa: E731
+    if type_name in _RANGES:
+        limit = _RANGES[type_name]
+        accepts = lambda user: bool(_INTEGER.fullmatch(user)) and -limit <= int(user) < limit  # noqa: E731
+    elif type_name == "uuid":
+        accepts = lambda user: bool(_UUID.fullmatch(user))  # noqa: E731
+    if type_name in _RANGES or type_name == "uuid" or type_name in _TEXTS:
+        where = sql.SQL("{} = ANY(%s::text[]::{}[])").format(column, sql.Identifier(type_name))
+    else:
+        where = sql.SQL("{}::text = ANY(%s::text[])").format(column)
+    query = sql.SQL("SELECT {} FROM {} WHERE {}").format(
+        sql.SQL(", ").join(sql.Identifier(name) for name in sorted(rule.columns)),
+        sql.Identifier(table.schema, table.table),
+        where,
+    )
+    return query, accepts
+
+
+async def _read_topics(connection: psycopg.AsyncConnection[TupleRow], rule: SqlRule, read: dict[str, UserRows]) -> None:
+    for user, rows in read.items():
+        cursor = await connection.execute(rule.sql.encode(), {"user": user})
+        topics = [row[0] for row in await cursor.fetchall()]
+        rows.topics[rule.index] = frozenset(values.text(topic) for topic in topics if topic is not None)
+
+
+async def _snapshot(connection: psycopg.AsyncConnection[TupleRow]) -> Snapshot:
+    cursor = await connection.execute("SELECT pg_current_snapshot()::text")
+    row = await cursor.fetchone()
+    assert row is not None
+    return Snapshot.parse(row[0])
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,122 @@
+"""Logical messages: how publishing and control travel in the WAL, signed.
+
+Any role may emit logical messages, even a read-only one; without a signature anybody who can connect could
+forge a "disconnect". A message is the hexadecimal HMAC-SHA256 of its text, a space, and the text: JSON with
+one letter per field.
+
+Source: Postgres documentation, section 9.28.6 "Replication Management Functions", pg_logical_emit_message.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+import time
+from typing import Literal
+
+import msgspec
+
+from rowcast.core.body import PublishBody
+from rowcast.core.change import Message
+from rowcast.core.entry import Control, Entry, Kind
+from rowcast.errors import ConfigError
+from rowcast.ports import Draft
+
+PREFIX = "rowcast"
+"""The prefix of messages that become entries."""
+
+MARK = "rowcast.mark"
+"""The prefix of messages that only move the head on."""
+
+_SIGNATURE = 64
+
+
+class _Text(msgspec.Struct, omit_defaults=True, rename={"kind": "k", "nonce": "n", "topic": "t", "data": "d",
+                                                       "event": "e", "key": "y", "user": "u", "at": "a"}):  # fmt: skip
+    kind: Literal["data", "resubscribe", "disconnect"]
+    nonce: str
+    at: float
+    topic: str = ""
+    data: msgspec.Raw = msgspec.Raw()
+    event: str | None = None
+    key: str | None = None
+    user: str = ""
+
+
+_decode = msgspec.json.Decoder(_Text).decode
+_encode = msgspec.json.Encoder().encode
+
+
+class Messages:
+    """Makes and verifies messages. `secret` None: none can be made, and none is accepted."""
+
+    def __init__(self, secret: bytes | None) -> None:
+        self._key = None if secret is None else hmac.digest(secret, b"rowcast logical message", "sha256")
+        self.refused = 0
+        """Messages that were not signed by us."""
+
+    def compose(self, draft: Draft) -> tuple[str, bytes]:
+        """A nonce by which the message can be recognised, and its content.
+
+        Raises `ConfigError` when there is nothing to sign with.
+        """
+        nonce = secrets.token_hex(8)
+        text = _Text(
+            draft.control or "data",
+            nonce,
+            time.time(),
+            draft.topic,
+            msgspec.Raw(draft.data or b"null"),
+            draft.event,
+            draft.key,
+            draft.user,
+        )
+        encoded = _encode(text)
+        return nonce, self._sign(encoded) + b" " + encoded
+
+    def statement(self, draft: Draft) -> str:
+        """A SQL statement that emits the message as part of a transaction.
+
+        The content is written in hexadecimal, so that no driver finds a placeholder in it.
+        """
+        _, content = self.compose(draft)
+        return f"SELECT pg_logical_emit_message(true, '{PREFIX}', decode('{content.hex()}', 'hex'))"
+
+    def read(self, message: Message) -> tuple[str, Entry] | None:
+        """The nonce and the entry of a message; None when it is not ours or not signed by us."""
+        if message.prefix != PREFIX:
+            return None
+        content = message.content
+        signature, text = content[:_SIGNATURE], content[_SIGNATURE + 1 :]
+        if self._key is None or not hmac.compare_digest(signature, self._sign(text)):
+            self.refused += 1
+            return None
+        try:
+            read = _decode(text)
+        except msgspec.DecodeError:
+            self.refused += 1
+            return None
+        return read.nonce, _entry(read, message)
+
+    def _sign(self, text: bytes) -> bytes:
+        if self._key is None:
+            raise ConfigError("publishing and control need something to sign with: set [api] key")
+        return hmac.new(self._key, text, hashlib.sha256).hexdigest().encode()
+
+
+def _entry(read: _Text, message: Message) -> Entry:
+    if read.kind == "data":
+        body = PublishBody(read.topic, bytes(read.data), read.key)
+        return Entry(
+            Kind.DATA,
+            message.place,
+            body,
+            topic=read.topic,
+            xid=message.xid,
+            key=read.key,
+            event=read.event,
+            time=message.commit_time,
+        )
+    control = Control(read.kind, read.user, read.at)
+    return Entry(Kind.CONTROL, message.place, control, xid=message.xid, time=message.commit_time)

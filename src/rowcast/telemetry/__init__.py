@@ -1,0 +1,5 @@
+"""Metrics."""
+
+from rowcast.telemetry.metrics import Metrics
+
+__all__ = ["Metrics"]

@@ -1,0 +1,69 @@
+"""The wheel: heartbeats, token expiry and starts that take too long, for all streams from one timer."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+import random
+import time
+from typing import TYPE_CHECKING
+
+from rowcast.core.stream import Stream, StreamState
+
+if TYPE_CHECKING:
+    from rowcast.hub import Hub
+
+START_LIMIT = 15.0
+"""Seconds a stream may wait for its subscriptions before its client is told to come back later."""
+
+
+class Wheel:
+    """Streams in slots; each tick serves one slot, so that heartbeats are spread evenly.
+
+    `heartbeat` is the time of one turn, in seconds.
+    """
+
+    def __init__(self, hub: Hub, heartbeat: float) -> None:
+        self._hub = hub
+        self.tick = min(1.0, heartbeat / 2)
+        self._slots: list[dict[Stream, None]] = [{} for _ in range(max(1, round(heartbeat / self.tick)))]
+        self._place: dict[Stream, int] = {}
+        self._next = 0
+        self._numbers = itertools.count()
+        self._deadlines: list[tuple[float, int, Stream, str]] = []
+
+    def add(self, stream: Stream) -> None:
+        """Take up a stream that has just been opened."""
+        number = next(self._numbers)
+        slot = (self._next + number) % len(self._slots)
+        self._slots[slot][stream] = None
+        self._place[stream] = slot
+        now = time.time()
+        heapq.heappush(self._deadlines, (now + START_LIMIT, number, stream, "unavailable"))
+        if stream.grant.expires_at is not None:
+            heapq.heappush(self._deadlines, (stream.grant.expires_at, number, stream, "token_expired"))
+
+    def remove(self, stream: Stream) -> None:
+        """Let go of a stream. Its deadlines stay until they are due, and are ignored then."""
+        del self._slots[self._place.pop(stream)][stream]
+
+    async def run(self) -> None:
+        """Turn for ever."""
+        while True:
+            await asyncio.sleep(self.tick)
+            self.turn(time.time())
+
+    def turn(self, now: float) -> None:
+        """One tick: the heartbeats of one slot, and what is due. `now` is the Unix time in seconds."""
+        while self._deadlines and self._deadlines[0][0] <= now:
+            _, _, stream, reason = heapq.heappop(self._deadlines)
+            if stream not in self._place:
+                continue
+            if reason == "token_expired":
+                self._hub.end(stream, reason)
+            elif stream.state is StreamState.STARTING:
+                self._hub.end(stream, reason, retry=random.randrange(2_000, 6_000))  # noqa: S311
+        for stream in self._slots[self._next]:
+            stream.beat()
+        self._next = (self._next + 1) % len(self._slots)
