@@ -227,7 +227,7 @@ class Router:
             for kind, topic, moved in addressed:
                 body = ChangeBody(
                     change,
-                    topic,
+                    f"{topic}*" if kind is Kind.SWEEP else topic,
                     columns=route.columns,
                     key=route.key,
                     numeric=route.numeric,

@@ -10,6 +10,7 @@ import contextlib
 import importlib.util
 import os
 import pwd
+import select
 import shutil
 import signal
 import socket
@@ -147,15 +148,18 @@ class PostgresServer:
 
     def kill(self) -> None:
         """kill -9 of the postmaster and all its children: what a power cut looks like."""
-        if self._process is not None:
+        if self._process is None:
+            return
+        everyone = [self._process.pid, *_children(self._process.pid)]
+        for pid in everyone:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            for child in _children(self._process.pid):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(child, signal.SIGKILL)
-            self._process.wait()
-            self._process = None
-            (self.data / "postmaster.pid").unlink(missing_ok=True)
+                os.kill(pid, signal.SIGKILL)
+        self._process.wait()
+        self._process = None
+        # A new server refuses to start while any of the old one holds its shared memory.
+        while any(_alive(pid) for pid in everyone):
+            select.select([], [], [], 0.01)
+        (self.data / "postmaster.pid").unlink(missing_ok=True)
 
     def restart(self, how: signal.Signals = signal.SIGINT) -> None:
         """Stop and start again on the same port."""
@@ -220,3 +224,10 @@ def _children(pid: int) -> list[int]:
     except OSError:
         return []
     return [int(child) for child in text.split()]
+
+
+def _alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
