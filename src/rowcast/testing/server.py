@@ -90,6 +90,10 @@ class RowcastServer:
         if self._process is None:
             return 0
         self._process.terminate()
+        return self.wait(timeout=timeout)
+
+    def wait(self, *, timeout: float = 40.0) -> int:
+        """Wait for its end; returns the exit code. `timeout` in seconds, then it is killed."""
         try:
             return self._end(timeout)
         except subprocess.TimeoutExpired:
