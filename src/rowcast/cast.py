@@ -19,7 +19,7 @@ from rowcast.errors import BadRequest, Unavailable
 from rowcast.logs.messages import Messages
 from rowcast.ports import Draft
 from rowcast.replica import Replica
-from rowcast.telemetry import Metrics
+from rowcast.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -54,6 +54,7 @@ class Rowcast:
         self._routes = [route.to_route() for route in self.config.routes]
         self._rules = [rule.to_rule(index) for index, rule in enumerate(self.config.subscriptions)]
         self._replica: Replica | None = None
+        self.append_failures = 0
 
     @classmethod
     def from_toml(cls, path: str | Path, **overrides: Any) -> Rowcast:
@@ -193,7 +194,7 @@ class Rowcast:
         conflation goes by (None: never conflated). Raises `BadRequest`, or `Unavailable` whose message says
         whether it was surely not published.
         """
-        return await self.log.append(_draft(topic, data, user=user, event=event, key=key))
+        return await self._append(_draft(topic, data, user=user, event=event, key=key))
 
     def publish_sql(
         self,
@@ -217,11 +218,18 @@ class Rowcast:
 
         Row rules need no such call: they see the rows change. Raises `Unavailable`.
         """
-        return await self.log.append(Draft(control="resubscribe", user=_name("user", user)))
+        return await self._append(Draft(control="resubscribe", user=_name("user", user)))
 
     async def disconnect(self, user: str) -> Position:
         """End the user's streams on every replica, and refuse the tokens issued to them before now."""
-        return await self.log.append(Draft(control="disconnect", user=_name("user", user)))
+        return await self._append(Draft(control="disconnect", user=_name("user", user)))
+
+    async def _append(self, draft: Draft) -> Position:
+        try:
+            return await self.log.append(draft)
+        except Unavailable:
+            self.append_failures += 1
+            raise
 
     def _not_running(self, what: str) -> None:
         if self._replica is not None:

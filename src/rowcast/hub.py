@@ -25,9 +25,12 @@ from rowcast.core.topics import TopicIndex
 from rowcast.errors import Unavailable
 from rowcast.joins import Joins
 from rowcast.ports import Loader, Log, State
+from rowcast.telemetry.histogram import Histogram
 from rowcast.wheel import Wheel
 
 logger = logging.getLogger(__name__)
+
+LATENCY_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
 class Busy(Unavailable):
@@ -78,13 +81,15 @@ class Hub:
         self.entries: Counter[str] = Counter()
         self.catchups: Counter[str] = Counter()
         self.ended: Counter[str] = Counter()
+        self.latency = Histogram(LATENCY_BOUNDS)
+        """Seconds from commit to stream, by the clocks of Postgres and of this machine."""
         self.warm = False
         self._index: TopicIndex[Stream] = TopicIndex()
         self._starting: dict[Stream, Position | None] = {}
         self._dirty: list[Stream] = []
         self._on_disconnect = on_disconnect
         self._moved = asyncio.Event()
-        self._since = time.time()
+        self._since = self._now = time.time()
 
     # What others ask
 
@@ -142,6 +147,7 @@ class Hub:
 
     def handle(self, batch: Batch) -> None:
         """Dispatch a batch."""
+        self._now = time.time()
         if batch.reset is not None:
             self._restart(batch, batch.reset)
         for entry in batch.entries:
@@ -175,9 +181,12 @@ class Hub:
             self._control(entry.body)
 
     def _push(self, stream: Stream, entry: Entry) -> None:
+        if stream.state is not StreamState.LIVE:
+            return
         stream.push(entry)
         self.deliveries += 1
-        if stream.state is StreamState.BEHIND and stream.cursor == entry.place:
+        self.latency.add(self._now - entry.time / 1e6)
+        if stream.state is StreamState.BEHIND:
             self.catchups["slow"] += 1
         self._mark(stream)
 

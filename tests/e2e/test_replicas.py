@@ -88,7 +88,7 @@ async def connected(url: str) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
         yield connection
 
 
-ROUNDS = int(os.environ.get("ROWCAST_TEST_ROUNDS", "300"))
+ROUNDS = int(os.environ.get("ROWCAST_TEST_ROUNDS", "500"))
 
 
 async def test_a_channel_switched_on_another_replica_takes_effect_without_a_reconnect(items: str) -> None:

@@ -1,5 +1,1 @@
-"""Metrics."""
-
-from rowcast.telemetry.metrics import Metrics
-
-__all__ = ["Metrics"]
+"""Metrics: what is counted, and how it is told."""

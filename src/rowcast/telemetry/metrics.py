@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 if TYPE_CHECKING:
@@ -47,6 +47,9 @@ class Metrics(Collector):
             entries.add_metric([source], count)
         yield entries
         yield CounterMetricFamily("rowcast_deliveries", "Entries given to streams", value=hub.deliveries)
+        latency = HistogramMetricFamily("rowcast_delivery_latency_seconds", "Seconds from commit to stream")
+        latency.add_metric([], hub.latency.buckets(), hub.latency.sum)
+        yield latency
         yield CounterMetricFamily("rowcast_resets", "Streams told to refetch", value=hub.resets)
         catchups = CounterMetricFamily("rowcast_catchups", "Streams that fell behind", labels=["cause"])
         for cause, count in hub.catchups.items():
@@ -61,6 +64,12 @@ class Metrics(Collector):
             "Rows skipped since a route or rule raised",
             value=replica.router.poisoned,
         )
+        yield CounterMetricFamily(
+            "rowcast_log_append_failures", "Appends to the log that failed", value=self._cast.append_failures
+        )
+        # These logs take control entries at once or not at all, and have no reader to elect.
+        yield GaugeMetricFamily("rowcast_control_pending", "Control entries that wait for the log", value=0)
+        yield GaugeMetricFamily("rowcast_leader", "Whether this replica reads the WAL", value=replica.guard is not None)
         if replica.guard is not None:
             reading = replica.log.state()
             yield GaugeMetricFamily("rowcast_slot_held_bytes", "WAL held back by the slots", value=replica.guard.held)
