@@ -118,9 +118,10 @@ async def break_under_load(
 
 
 async def test_replication_connections_killed_100_times(server: PostgresServer) -> None:
-    async with running(server.url()) as cast, await psycopg.AsyncConnection.connect(
-        server.url(), autocommit=True
-    ) as admin:
+    async with (
+        running(server.url()) as cast,
+        await psycopg.AsyncConnection.connect(server.url(), autocommit=True) as admin,
+    ):
 
         async def kill() -> None:
             await admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_replication")
@@ -205,11 +206,7 @@ async def test_a_replica_that_starts_has_a_warm_ring(server: PostgresServer) -> 
 
     async with running(server.url()) as other:
         opened: list[Stream] = []
-        opened.append(
-            other.hub.connect(
-                Grant("ann", frozenset({"t"})), lambda: None, cursor=parse_position(position)
-            )
-        )
+        opened.append(other.hub.connect(Grant("ann", frozenset({"t"})), lambda: None, cursor=parse_position(position)))
         text = opened[0].take().decode()
         assert "rowcast.reset" not in text
         assert re.findall(r'"record":{"id":(\d+)', text) == ["2", "3"]

@@ -94,7 +94,7 @@ class OpenStream:
                 rest = b""
                 async for chunk in response.aiter_bytes():
                     *blocks, rest = (rest + chunk).split(b"\n\n")
-                    self.blocks.extend(_parse(block) for block in blocks if not block.startswith(b":"))
+                    self.blocks.extend(parse_block(block) for block in blocks if not block.startswith(b":"))
                     self._changed.set()
         except httpx.TransportError:
             pass  # killed on the other side: the test looks at `ended`
@@ -103,7 +103,8 @@ class OpenStream:
             self._changed.set()
 
 
-def _parse(block: bytes) -> Block:
+def parse_block(block: bytes) -> Block:
+    """Read one block of a stream; its data must be JSON."""
     parsed = Block()
     data: list[bytes] = []
     for line in block.split(b"\n"):
