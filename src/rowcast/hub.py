@@ -183,11 +183,10 @@ class Hub:
     def _push(self, stream: Stream, entry: Entry) -> None:
         if stream.state is not StreamState.LIVE:
             return
-        stream.push(entry)
+        if stream.push(entry):
+            self.catchups["slow"] += 1
         self.deliveries += 1
         self.latency.add(self._now - entry.time / 1e6)
-        if stream.state is StreamState.BEHIND:
-            self.catchups["slow"] += 1
         self._mark(stream)
 
     def _control(self, control: Control) -> None:

@@ -28,25 +28,31 @@ class Wheel:
         self._hub = hub
         self.tick = min(1.0, heartbeat / 2)
         self._slots: list[dict[Stream, None]] = [{} for _ in range(max(1, round(heartbeat / self.tick)))]
-        self._place: dict[Stream, int] = {}
-        self._next = 0
         self._numbers = itertools.count()
-        self._deadlines: list[tuple[float, int, Stream, str]] = []
+        self._streams: dict[int, Stream] = {}
+        self._number: dict[Stream, int] = {}
+        self._next = 0
+        self._deadlines: list[tuple[float, int, str]] = []
 
     def add(self, stream: Stream) -> None:
         """Take up a stream that has just been opened."""
         number = next(self._numbers)
-        slot = (self._next + number) % len(self._slots)
-        self._slots[slot][stream] = None
-        self._place[stream] = slot
-        now = time.time()
-        heapq.heappush(self._deadlines, (now + START_LIMIT, number, stream, "unavailable"))
+        self._streams[number] = stream
+        self._number[stream] = number
+        self._slot(number)[stream] = None
+        heapq.heappush(self._deadlines, (time.time() + START_LIMIT, number, "unavailable"))
         if stream.grant.expires_at is not None:
-            heapq.heappush(self._deadlines, (stream.grant.expires_at, number, stream, "token_expired"))
+            heapq.heappush(self._deadlines, (stream.grant.expires_at, number, "token_expired"))
 
     def remove(self, stream: Stream) -> None:
-        """Let go of a stream. Its deadlines stay until they are due, and are ignored then."""
-        del self._slots[self._place.pop(stream)][stream]
+        """Let go of a stream."""
+        number = self._number.pop(stream)
+        del self._streams[number]
+        del self._slot(number)[stream]
+        # Deadlines of streams that are gone stay until they are due, but may not outnumber the others.
+        if len(self._deadlines) > 4 * len(self._streams) + 1000:
+            self._deadlines = [item for item in self._deadlines if item[1] in self._streams]
+            heapq.heapify(self._deadlines)
 
     async def run(self) -> None:
         """Turn for ever."""
@@ -57,8 +63,9 @@ class Wheel:
     def turn(self, now: float) -> None:
         """One tick: the heartbeats of one slot, and what is due. `now` is the Unix time in seconds."""
         while self._deadlines and self._deadlines[0][0] <= now:
-            _, _, stream, reason = heapq.heappop(self._deadlines)
-            if stream not in self._place:
+            _, number, reason = heapq.heappop(self._deadlines)
+            stream = self._streams.get(number)
+            if stream is None:
                 continue
             if reason == "token_expired":
                 self._hub.end(stream, reason)
@@ -67,3 +74,6 @@ class Wheel:
         for stream in self._slots[self._next]:
             stream.beat()
         self._next = (self._next + 1) % len(self._slots)
+
+    def _slot(self, number: int) -> dict[Stream, None]:
+        return self._slots[number % len(self._slots)]

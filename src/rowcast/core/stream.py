@@ -151,14 +151,14 @@ class Stream:
         if reset is not None:
             self._append(self._reset_block(reset, self.wire.head))
 
-    def push(self, entry: Entry) -> None:
-        """Give a LIVE stream the next entry of one of its topics."""
-        if self.state is not StreamState.LIVE:
-            return
+    def push(self, entry: Entry) -> bool:
+        """Give a LIVE stream the next entry of one of its topics. Returns whether it fell behind thereby."""
         self._append(entry.frame(self.wire.epoch, self.wire.max_event))
         self.beaten = entry.place
-        if self.pending_bytes > PENDING_LIMIT:
-            self._fall_behind(entry.place)
+        if self.pending_bytes <= PENDING_LIMIT:
+            return False
+        self._fall_behind(entry.place)
+        return True
 
     def change(self, place: Place, topics: frozenset[str], *, tell: bool = False) -> None:
         """The subscription changes at a place. `tell`: send the event also when nothing differs."""

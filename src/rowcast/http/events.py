@@ -48,6 +48,10 @@ class Events:
             grant = await cast.authenticator.authenticate(request)
             cursor = _cursor(request)
             narrow = _narrow(request)
+            if request.method == "HEAD":
+                await send({"type": "http.response.start", "status": 200, "headers": _HEAD})
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+                return
             ready = asyncio.Event()
             stream = cast.hub.connect(grant, ready.set, narrow=narrow, cursor=cursor)
         except Unavailable as error:

@@ -42,7 +42,7 @@ class Desk:
     def send(self, number: int, topic: str = "a", text: str | None = None) -> None:
         entry = Entry(Kind.DATA, (number, 1), Body(text or f"{topic}{number}"), topic=topic)
         self.wire.ring.append(entry)
-        if topic in self.stream.topics:
+        if topic in self.stream.topics and self.stream.state is StreamState.LIVE:
             self.stream.push(entry)
         self.wire.head = entry.place
 
