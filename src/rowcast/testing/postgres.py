@@ -200,14 +200,17 @@ class PostgresServer:
         if self._user is not None:
             self.data.parent.chmod(self.data.parent.stat().st_mode | 0o011)
             shutil.chown(self.data, self._user)
-        subprocess.run(
+        made = subprocess.run(
             [str(self.binaries / "initdb"), "-D", str(self.data), "-U", "postgres", "--auth=trust"]
             + ["--encoding=UTF8", "--locale=C.UTF-8", "--no-sync"],
-            check=True,
-            stdout=subprocess.DEVNULL,
+            check=False,
+            capture_output=True,
+            text=True,
             user=self._user,
             group=self._user,
         )
+        if made.returncode:
+            raise SetupError(f"initdb failed: {' '.join(made.stderr.split())[-1000:]}")
 
 
 def _system_user() -> str:
