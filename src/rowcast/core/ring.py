@@ -5,6 +5,9 @@ next one of its topic (as sequence numbers), and a dictionary knows each topic's
 along the chains once to find where to begin, then forward page by page, so that it holds one number per
 topic however far behind its stream is. Eviction is O(1).
 
+Entries with a key are conflated: a walk leaves out those that a newer one of the same topic and key follows, so
+that a client that was away gets the latest price, not a backlog.
+
 The ring is bounded by (estimated) bytes first, then by entries: the oldest go first.
 """
 
@@ -39,6 +42,8 @@ class Ring:
         self.end = 0
         """The sequence number that the next entry gets."""
         self._last: dict[str, int] = {}
+        self._newest: dict[tuple[str, str], int] = {}
+        """Of the entries with a key: (topic, key) → the newest one's sequence number."""
         self._mask = 1023
         self._entries: list[Entry | None] = [None] * 1024
         self._previous = array("q", [_NONE]) * 1024
@@ -53,6 +58,7 @@ class Ring:
         self.first = self.end
         self.bytes = 0
         self._last.clear()
+        self._newest.clear()
         self._entries = [None] * len(self._entries)
 
     def append(self, entry: Entry) -> None:
@@ -69,6 +75,8 @@ class Ring:
         if last != _NONE:
             self._next[last & self._mask] = seq
         self._last[topic] = seq
+        if entry.key is not None:
+            self._newest[topic, entry.key] = seq
         self.end = seq + 1
         self.bytes += entry.size
         while self.bytes > self.max_bytes or (self.max_entries is not None and len(self) > self.max_entries):
@@ -107,6 +115,8 @@ class Ring:
         topic = _SWEEPS if entry.kind is Kind.SWEEP else entry.topic
         if self._last.get(topic) == self.first:
             del self._last[topic]
+        if entry.key is not None and self._newest.get((topic, entry.key)) == self.first:
+            del self._newest[topic, entry.key]
         self._entries[slot] = None
         self.floor = entry.place
         self.bytes -= entry.size
@@ -171,5 +181,8 @@ class Walk:
                 heapq.heappop(heap)
             else:
                 heapq.heapreplace(heap, following)
-            if entry.kind is not Kind.SWEEP or any(t.startswith(entry.topic) for t in self._topics):
+            if entry.kind is Kind.SWEEP:
+                if any(topic.startswith(entry.topic) for topic in self._topics):
+                    yield entry
+            elif entry.key is None or not seq < ring._newest[entry.topic, entry.key] < self.end:
                 yield entry

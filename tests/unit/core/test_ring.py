@@ -21,8 +21,8 @@ class Body:
         return b"{}"
 
 
-def entry(number: int, topic: str, *, kind: Kind = Kind.DATA, size: int = 0) -> Entry:
-    return Entry(kind, (number, 1), Body(size), topic=topic)
+def entry(number: int, topic: str, *, kind: Kind = Kind.DATA, size: int = 0, key: str | None = None) -> Entry:
+    return Entry(kind, (number, 1), Body(size), topic=topic, key=key)
 
 
 def read(ring: Ring, after: Place, topics: set[str]) -> list[Place] | None:
@@ -96,6 +96,22 @@ def test_a_walk_whose_next_entry_was_evicted_is_lost() -> None:
     assert not walk.lost
     ring.append(entry(5, "b"))
     assert walk.lost
+
+
+def test_of_entries_with_a_key_the_newest_of_the_range_is_read() -> None:
+    ring = Ring(1 << 20, max_entries=6)
+    for number, key in enumerate("xyx", 1):
+        ring.append(entry(number, "a", key=key))
+    ring.append(entry(4, "a"))  # a delete has no key, and stays
+    ring.append(entry(5, "b", key="x"))
+    ring.append(entry(6, "a", key="y"))
+    assert read(ring, (0, 0), {"a"}) == [(3, 1), (4, 1), (6, 1)]
+    walk = ring.walk((0, 0), {"a"}, (3, 1))
+    assert walk is not None
+    assert [item.place for item in walk] == [(2, 1), (3, 1)], "a newer one beyond the range does not count"
+    for number in range(7, 20):
+        ring.append(entry(number, "c"))
+    assert not ring._newest
 
 
 @settings(max_examples=300)
