@@ -194,7 +194,7 @@ class Rowcast:
         conflation goes by (None: never conflated). Raises `BadRequest`, or `Unavailable` whose message says
         whether it was surely not published.
         """
-        return await self._append(_draft(topic, data, user=user, event=event, key=key))
+        return await self.append(_draft(topic, data, user=user, event=event, key=key))
 
     def publish_sql(
         self,
@@ -218,13 +218,14 @@ class Rowcast:
 
         Row rules need no such call: they see the rows change. Raises `Unavailable`.
         """
-        return await self._append(Draft(control="resubscribe", user=_name("user", user)))
+        return await self.append(Draft(control="resubscribe", user=_name("user", user)))
 
     async def disconnect(self, user: str) -> Position:
         """End the user's streams on every replica, and refuse the tokens issued to them before now."""
-        return await self._append(Draft(control="disconnect", user=_name("user", user)))
+        return await self.append(Draft(control="disconnect", user=_name("user", user)))
 
-    async def _append(self, draft: Draft) -> Position:
+    async def append(self, draft: Draft) -> Position:
+        """Append to the log; failures are counted. Raises `Unavailable`."""
         try:
             return await self.log.append(draft)
         except Unavailable:
@@ -246,9 +247,15 @@ def _draft(topic: str | None, data: Any, *, user: str | None, event: str | None,
     return Draft(
         topic=_name("topic", topic) if topic is not None else user_topic(_name("user", user or "")),
         data=encoded,
-        event=None if event is None else _name("event", event),
+        event=None if event is None else _event(event),
         key=None if key is None else _name("key", key),
     )
+
+
+def _event(name: str) -> str:
+    if name.startswith("rowcast."):
+        raise BadRequest(f"events named rowcast.* are the service's own: choose another name than {name!r}")
+    return _name("event", name)
 
 
 def _name(what: str, value: str) -> str:

@@ -13,7 +13,8 @@ import msgspec
 from rowcast.core import values
 from rowcast.core.position import Place
 
-Action = Literal["insert", "update", "delete", "truncate"]
+Action = Literal["insert", "update", "delete", "truncate", "read"]
+"""A row that was read has not changed: a webhook's sender tells of the rows that were there before it began."""
 
 
 class _Unchanged:

@@ -68,7 +68,7 @@ class RowChange(msgspec.Struct, frozen=True):
     """
 
     rule: int
-    action: Literal["insert", "update", "delete", "truncate"]
+    action: Literal["insert", "update", "delete", "truncate", "read"]
     new: dict[str, Any] | None
     old: dict[str, Any] | None
 

@@ -1,6 +1,6 @@
 """A decoder of pgoutput, the server's logical replication output (protocol versions 1 and 2, no streaming).
 
-Source: Postgres documentation, section 54.9 "Logical Replication Message Formats".
+Source: Postgres documentation, chapter "Frontend/Backend Protocol", section "Logical Replication Message Formats".
 
 The decoder numbers the changes of a transaction, since a change's place is `(commit LSN, (i + 1) << 20)`.
 What counts is the same on every walsender: row changes, truncated tables and transactional messages, whether
@@ -23,21 +23,36 @@ from rowcast.errors import DecodeError
 POSTGRES_EPOCH = 946_684_800_000_000
 """Microseconds from the Unix epoch to 2000-01-01, from which Postgres counts."""
 
-_BEGIN = struct.Struct("!qqI")
-_COMMIT = struct.Struct("!bqqq")
+_BEGIN = struct.Struct("!QqI")
+_COMMIT = struct.Struct("!bQQq")
 _U32 = struct.Struct("!I")
 _U16 = struct.Struct("!H")
 _RELATION_COLUMN = struct.Struct("!Ii")
-_MESSAGE = struct.Struct("!bq")
+_MESSAGE = struct.Struct("!bQ")
 _TRUNCATE = struct.Struct("!Ib")
 
-_STREAMING = {b"S": "Stream Start", b"E": "Stream Stop", b"c": "Stream Commit", b"A": "Stream Abort"}
+_NOT_ASKED_FOR = {
+    b"S": "Stream Start",
+    b"E": "Stream Stop",
+    b"c": "Stream Commit",
+    b"A": "Stream Abort",
+    b"b": "Begin Prepare",
+    b"P": "Prepare",
+    b"K": "Commit Prepared",
+    b"r": "Rollback Prepared",
+    b"p": "Stream Prepare",
+}
+"""Messages that the server sends only to who asks for streaming or two-phase commits."""
+
+_IDENTITIES = "dnfi"
 
 
 class Begin(msgspec.Struct, frozen=True):
-    """A transaction begins. `commit_lsn` is where its commit record starts (the server knows it already,
-    since it sends a transaction when it is committed); `commit_time` in microseconds since the Unix epoch;
-    `xid` has 32 bits."""
+    """A transaction begins.
+
+    `commit_lsn` is where its commit record starts (the server knows it already, since it sends a transaction
+    when it is committed), `commit_time` in microseconds since the Unix epoch; `xid` has 32 bits.
+    """
 
     commit_lsn: int
     commit_time: int
@@ -45,7 +60,10 @@ class Begin(msgspec.Struct, frozen=True):
 
 
 class Commit(msgspec.Struct, frozen=True):
-    """The transaction is complete. `end_lsn` is behind its commit record: no later commit starts below it."""
+    """The transaction is complete.
+
+    `end_lsn` is behind its commit record: no later commit starts below it. `commit_time` as in `Begin`.
+    """
 
     commit_lsn: int
     end_lsn: int
@@ -56,10 +74,11 @@ Event = Begin | Commit | Message | Change | list[Change]
 
 
 class Decoder:
-    """Turns the payloads of XLogData messages into events.
+    """Turns the payloads of one replication session's XLogData messages into events.
 
-    `wanted` says of a table (`schema.table`) whether its changes are decoded (None: all are). A change of an
-    unwanted table is counted and skipped.
+    `wanted` says of a relation whether its changes are decoded (None: all are); it is asked once per Relation
+    message. A change of an unwanted relation is counted and skipped. Relations and types are kept: each session
+    needs a decoder of its own, since the server tells them anew.
     """
 
     def __init__(self, wanted: Callable[[Relation], bool] | None = None) -> None:
@@ -69,6 +88,7 @@ class Decoder:
         self._begin = Begin(0, 0, 0)
         self._index = 0
         self.in_transaction = False
+        """Whether a Begin has come, and its Commit has not."""
 
     @property
     def index(self) -> int:
@@ -81,10 +101,15 @@ class Decoder:
         return self._begin.commit_lsn
 
     def decode(self, data: bytes) -> Event | None:
-        """Decode one message. None: nothing that anybody must know of.
+        """Decode one message.
 
-        Insert, Update and Delete give a Change, Truncate a list of them. Raises `DecodeError` on anything that
-        is not a message of protocol 1 or 2 without streaming.
+        Begin and Commit give their like, Insert, Update and Delete a Change, Truncate a list of Changes, one for
+        each table (CASCADE and RESTART IDENTITY are not told on), a transactional logical message a Message. None
+        is nothing that anybody must know of: Relation, Type, Origin, a non-transactional message, and a change of
+        an unwanted relation.
+
+        Raises `DecodeError` on anything that is not a message of protocol 1 or 2 without streaming, or that
+        comes where it can't.
         """
         try:
             kind = data[0]
@@ -95,7 +120,7 @@ class Decoder:
             if kind == 0x44:  # D
                 return self._delete(data)
             return self._other(data[:1], data)
-        except (struct.error, IndexError, UnicodeDecodeError, ValueError) as error:
+        except (struct.error, IndexError, UnicodeDecodeError) as error:
             raise DecodeError(f"malformed pgoutput message {data[:1]!r}: {error}") from None
 
     # Rows
@@ -106,7 +131,8 @@ class Decoder:
         if not wanted:
             return None
         _expect(data[5:6], b"N")
-        new, _ = _tuple(data, 6, relation)
+        new, end = _tuple(data, 6, relation)
+        _ends(data, end)
         return self._change("insert", relation, new, None)
 
     def _update(self, data: bytes) -> Change | None:
@@ -123,7 +149,8 @@ class Decoder:
             at += 1
         else:
             _expect(marker, b"N")
-        new, _ = _tuple(data, at, relation)
+        new, at = _tuple(data, at, relation)
+        _ends(data, at)
         if marker == b"O" and old is not None and UNCHANGED in new:
             # Unchanged TOASTed values are absent from the new tuple even under REPLICA IDENTITY FULL.
             new = tuple(before if now is UNCHANGED else now for now, before in zip(new, old, strict=True))
@@ -137,11 +164,17 @@ class Decoder:
         marker = data[5:6]
         if marker not in (b"K", b"O"):
             raise DecodeError(f"malformed pgoutput message: a Delete with a tuple {marker!r}")
-        old, _ = _tuple(data, 6, relation)
+        old, end = _tuple(data, 6, relation)
+        _ends(data, end)
         return self._change("delete", relation, None, old, old_is_key=marker == b"K")
 
     def _relation(self, data: bytes) -> tuple[Relation, bool]:
         (oid,) = _U32.unpack_from(data, 1)
+        return self._known(oid)
+
+    def _known(self, oid: int) -> tuple[Relation, bool]:
+        if not self.in_transaction:
+            raise DecodeError(f"a change of relation {oid} outside a transaction")
         found = self._relations.get(oid)
         if found is None:
             raise DecodeError(f"a change of relation {oid}, of which no Relation message has told")
@@ -172,39 +205,54 @@ class Decoder:
 
     def _other(self, kind: bytes, data: bytes) -> Event | None:
         if kind == b"B":
-            commit_lsn, time, xid = _BEGIN.unpack_from(data, 1)
+            commit_lsn, time, xid = _BEGIN.unpack(data[1:])
             self._begin = Begin(commit_lsn, time + POSTGRES_EPOCH, xid)
             self._index = 0
             self.in_transaction = True
             return self._begin
         if kind == b"C":
-            _, commit_lsn, end_lsn, time = _COMMIT.unpack_from(data, 1)
+            _, commit_lsn, end_lsn, time = _COMMIT.unpack(data[1:])
+            if not self.in_transaction:
+                raise DecodeError(f"a Commit at {commit_lsn:X} without its Begin")
             self.in_transaction = False
             return Commit(commit_lsn, end_lsn, time + POSTGRES_EPOCH)
         if kind == b"R":
             self._learn(data)
             return None
         if kind == b"Y":
-            (oid,) = _U32.unpack_from(data, 1)
-            _, at = _string(data, 5)
-            self._types[oid], _ = _string(data, at)
+            self._learn_type(data)
             return None
         if kind == b"M":
             return self._message(data)
         if kind == b"T":
             return self._truncate(data)
         if kind == b"O":
-            _string(data, 9)
+            _, end = _string(data, 9)
+            _ends(data, end)
             return None
-        if kind in _STREAMING:
-            raise DecodeError(f"{_STREAMING[kind]}: streaming of unfinished transactions was not asked for")
+        if kind in _NOT_ASKED_FOR:
+            raise DecodeError(
+                f"{_NOT_ASKED_FOR[kind]}: neither streaming of unfinished transactions nor two-phase commits "
+                "were asked for"
+            )
         raise DecodeError(f"unknown pgoutput message {kind!r}")
+
+    def _learn_type(self, data: bytes) -> None:
+        """Sent before the Relation that has a column of it; of a domain the name is its base type's."""
+        (oid,) = _U32.unpack_from(data, 1)
+        schema, at = _string(data, 5)
+        name, end = _string(data, at)
+        _ends(data, end)
+        # The catalogue's own schema is sent as "". A type of another schema may be called like a built-in one.
+        self._types[oid] = f"{schema}.{name}" if schema else name
 
     def _learn(self, data: bytes) -> None:
         (oid,) = _U32.unpack_from(data, 1)
         schema, at = _string(data, 5)
         table, at = _string(data, at)
         identity = chr(data[at])
+        if identity not in _IDENTITIES:
+            raise DecodeError(f"malformed pgoutput message: {schema}.{table} has a replica identity {identity!r}")
         (count,) = _U16.unpack_from(data, at + 1)
         at += 3
         columns = []
@@ -214,7 +262,7 @@ class Decoder:
             type_oid, typmod = _RELATION_COLUMN.unpack_from(data, at)
             at += 8
             columns.append(Column(name, type_oid, typmod, bool(flags & 1), self._types.get(type_oid, "")))
-        # The catalogue's own schema is sent as "".
+        _ends(data, at)
         relation = Relation(oid, schema or "pg_catalog", table, identity, tuple(columns))
         self._relations[oid] = (relation, self._wanted is None or self._wanted(relation))
 
@@ -222,11 +270,12 @@ class Decoder:
         flags, _lsn = _MESSAGE.unpack_from(data, 1)
         prefix, at = _string(data, 10)
         (length,) = _U32.unpack_from(data, at)
-        content = data[at + 4 : at + 4 + length]
-        if len(content) != length:
-            raise DecodeError("malformed pgoutput message: a logical message is cut short")
+        content = data[at + 4 :]
+        _ends(data, at + 4 + length)
         if not flags & 1:
             return None
+        if not self.in_transaction:
+            raise DecodeError("a transactional message outside a transaction")
         self._index += 1
         begin = self._begin
         place = (begin.commit_lsn, self._index * MINOR_SPACING)
@@ -234,15 +283,13 @@ class Decoder:
 
     def _truncate(self, data: bytes) -> list[Change]:
         count, _options = _TRUNCATE.unpack_from(data, 1)
+        _ends(data, 6 + 4 * count)
         changes = []
-        for number in range(count):
-            (oid,) = _U32.unpack_from(data, 6 + 4 * number)
-            found = self._relations.get(oid)
-            if found is None:
-                raise DecodeError(f"a TRUNCATE of relation {oid}, of which no Relation message has told")
+        for (oid,) in _U32.iter_unpack(data[6:]):
+            relation, wanted = self._known(oid)
             self._index += 1
-            if found[1]:
-                changes.append(self._change("truncate", found[0], None, None))
+            if wanted:
+                changes.append(self._change("truncate", relation, None, None))
         return changes
 
 
@@ -271,13 +318,19 @@ def _tuple(data: bytes, at: int, relation: Relation) -> tuple[RawTuple, int]:
             at += 1
         else:
             raise DecodeError(f"a column of kind {chr(kind)!r}; only text was asked for")
-    if at > len(data):
-        raise DecodeError("malformed pgoutput message: a row is cut short")
     return tuple(row), at
 
 
+def _ends(data: bytes, end: int) -> None:
+    """A message ends where its last part does: a row that is cut short shows only here."""
+    if end != len(data):
+        raise DecodeError(f"malformed pgoutput message {data[:1]!r}: {len(data)} bytes where {end} must be")
+
+
 def _string(data: bytes, at: int) -> tuple[str, int]:
-    end = data.index(0, at)
+    end = data.find(0, at)
+    if end < 0:
+        raise DecodeError(f"malformed pgoutput message {data[:1]!r}: a name is cut short")
     return data[at:end].decode(), end + 1
 
 

@@ -2,36 +2,45 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
 from rowcast.core import values
 from rowcast.core.body import ChangeBody, Envelope
-from rowcast.core.catalog import qualified
-from rowcast.core.change import UNCHANGED, Change, RawTuple, Relation
+from rowcast.core.catalog import TableInfo, qualified, quoted
+from rowcast.core.change import Change, Relation
 from rowcast.core.condition import Condition
 from rowcast.core.entry import USER_PREFIX, Entry, Kind, RowChange
-from rowcast.core.position import Place
-from rowcast.core.rules import RowRule, Rule, origin_of
-from rowcast.core.template import Template
+from rowcast.core.plan import BoundRoute, BoundRule, Plan, names_of
+from rowcast.core.position import MINOR_SPACING
+from rowcast.core.rules import RowRule, Rule, origin_of, tables_of
+from rowcast.core.template import MAX_TEXTS, Template, fits
+from rowcast.core.troubles import Troubles
 from rowcast.errors import ConfigError
 
 Row = dict[str, Any]
 RouteFunction = Callable[[Change], "str | Iterable[str] | None"]
 
-MAX_PROBLEMS = 50
-"""Texts of problems kept for the operator."""
+MAX_ENTRIES = MINOR_SPACING // 2
+"""Entries of one change: they must find room between its place and the next change's."""
+
+
+# What it means that a table lacks a column: while it does, and when it is over.
+_NO_TOPICS = ("nobody has topics by it", "users who were connected then have topics by it again once they reconnect")
+_NOT_READ = ("users are not read anew", "users were not read anew in that time")
+_NOT_ROUTED = ("its changes are not sent", "its changes in that time were not sent")
+_NOT_SENT = ("the column is not sent", "it was not sent in that time")
 
 
 class Route(msgspec.Struct, frozen=True):
     """A rule that turns the changes of a table into entries.
 
-    Either `template` or `function` gives the topics. `needed` are the columns that topics, condition and key
-    need. `columns` are those sent (None: all). `key` is what conflation goes by (None: the replica identity).
-    `deletes` False: a DELETE makes no entry. `origin` is the place to point at in errors.
+    Either `template` or `function` gives the topics, while `when` holds. `columns` are those sent (None: all).
+    `key` is what conflation goes by (None: the replica identity's columns). `deletes` False: a DELETE makes no
+    entry. `numeric` says how numbers are written that a JSON double can't hold. `origin` is the place to point at
+    in errors.
     """
 
     table: str
@@ -52,6 +61,7 @@ class Route(msgspec.Struct, frozen=True):
         table: str,
         *,
         origin: str,
+        origins: Mapping[str, str] | None = None,
         topic: str | None = None,
         user: str | None = None,
         when: str | None = None,
@@ -62,15 +72,22 @@ class Route(msgspec.Struct, frozen=True):
         deletes: bool = True,
         numeric: values.Numeric = "string",
     ) -> Route:
-        """A route from the file: `topic` is a template, or `user` one that names whose own topic it is."""
+        """A route from the file: `topic` is a template, or `user` one that names whose own topic it is.
+
+        `origins` are the places of single options by name, where they are known. Raises `ConfigError`.
+        """
         if (topic is None) == (user is None):
-            raise ConfigError(f"{origin}: a route has either topic or user")
-        text = topic if topic is not None else f"{USER_PREFIX}{user}"
+            raise ConfigError(f'{origin}: a route has either topic or user, like topic = "finance:{{symbol}}"')
+        places = {"topic": origin, "user": origin, "when": origin, **(origins or {})}
+        if topic is not None:
+            template = Template.parse(topic, places["topic"])
+        else:
+            template = Template.parse(f"{USER_PREFIX}{user}", places["user"])
         return cls(
             qualified(table),
             origin,
-            template=Template.parse(text, origin),
-            when=None if when is None else Condition.parse(when, origin),
+            template=template,
+            when=None if when is None else Condition.parse(when, places["when"]),
             columns=None if columns is None else frozenset(columns),
             key=None if key is None else tuple(key),
             conflate=conflate,
@@ -85,31 +102,39 @@ class Route(msgspec.Struct, frozen=True):
         table: str,
         function: RouteFunction,
         *,
-        columns: tuple[str, ...] | None = None,
-        key: tuple[str, ...] | None = None,
+        columns: Iterable[str] | None = None,
+        key: Iterable[str] | None = None,
         conflate: bool = False,
         deletes: bool = True,
+        numeric: values.Numeric = "string",
     ) -> Route:
-        """A route from a Python function of the change, which returns a topic, several, or None."""
+        """A route from a Python function of the change, which returns a topic, several, or None.
+
+        Raises `ConfigError` for a coroutine function.
+        """
         return cls(
             qualified(table),
             origin_of(function),
             function=function,
             columns=None if columns is None else frozenset(columns),
-            key=key,
+            key=None if key is None else tuple(key),
             conflate=conflate,
             deletes=deletes,
+            numeric=numeric,
         )
+
+    def bound(self, table: TableInfo) -> Route:
+        """The same route, with the table's primary key as its key unless it names one."""
+        return self if self.key is not None else msgspec.structs.replace(self, key=table.primary_key or None)
 
     @property
     def needed(self) -> frozenset[str]:
-        """The columns without which the route can't work."""
-        needed = self.addressing
-        return needed | frozenset(self.key or ()) | (self.columns or frozenset())
+        """The columns that the table must have at start."""
+        return self.addressing | frozenset(self.key or ()) | (self.columns or frozenset())
 
     @property
     def addressing(self) -> frozenset[str]:
-        """The columns that decide where a change goes."""
+        """The columns that decide where a change goes, as far as they are known: a function does not tell."""
         needed: frozenset[str] = frozenset()
         if self.template is not None:
             needed |= self.template.columns
@@ -118,41 +143,48 @@ class Route(msgspec.Struct, frozen=True):
         return needed
 
 
-class _Plan:
-    """What the router does with the changes of one Relation."""
-
-    __slots__ = ("columns", "identity", "relation", "routes", "rules", "sql_columns")
-
-    def __init__(self, relation: Relation) -> None:
-        self.relation = relation
-        self.rules: list[Rule] = []
-        self.routes: list[Route] = []
-        self.sql_columns: dict[int, str] = {}
-        self.columns: list[int] = []
-        """Indexes of the columns that any of them needs decoded."""
-        self.identity = frozenset(column.name for column in relation.columns if column.key)
-
-
 class Router:
     """Turns changes into entries. It never raises: a row that a route or rule can't digest is skipped.
 
-    `rules` are bound to their tables. `envelope` is the form of events on the wire.
+    `rules` are bound to their tables, and so should `routes` be. `envelope` is the form of events on the wire.
+
+    The entries of a change have the places `(major, minor + k)`: one for each rule on its table, then those
+    delivered. So the places of the latter are the same on every replica, also while a rule is broken on one.
+
+    A table that loses a column breaks the routes and rules that need it, until the column is back; the others
+    go on. A broken subscription rule takes all its topics away from everybody, since it can no longer see
+    when a user must lose one; so does one whose table's replica identity no longer tells which row is gone.
     """
 
     def __init__(self, routes: Sequence[Route], rules: Sequence[Rule] = (), *, envelope: Envelope = "rowcast") -> None:
         self.routes = tuple(routes)
         self.rules = tuple(rules)
-        self.poisoned = 0
-        """Rows that were skipped since a route or rule raised."""
-        self.problems: deque[str] = deque(maxlen=MAX_PROBLEMS)
-        """What went wrong since the start, newest last, for the operator."""
+        self.tables = {route.table for route in routes}.union(*(tables_of(rule) for rule in rules))
+        """Every table that a route or rule reads, as `schema.table`."""
         self._envelope: Envelope = envelope
-        self._plans: dict[int, tuple[Relation, _Plan | None]] = {}
+        self._troubles = Troubles()
+        self._plans: dict[int, tuple[Relation, Plan | None]] = {}
+        self._missing: dict[str, str] = {}
 
     @property
-    def tables(self) -> set[str]:
-        """Every table that a route or rule reads, as `schema.table`."""
-        return {route.table for route in self.routes} | {table for rule in self.rules for table in _tables_of(rule)}
+    def poisoned(self) -> int:
+        """Rows that were skipped, or values taken for NULL, since a route, rule or decoder raised."""
+        return self._troubles.poisoned + sum(rule.troubles.poisoned for rule in self.rules if isinstance(rule, RowRule))
+
+    @property
+    def unfit(self) -> int:
+        """Topics that were left out since they were empty, or held CR, LF or NUL, which no topic can."""
+        templates = sum(route.template.unfit for route in self.routes if route.template is not None)
+        return self._troubles.unfit + templates + sum(rule.unfit for rule in self.rules if isinstance(rule, RowRule))
+
+    @property
+    def problems(self) -> list[str]:
+        """What went wrong since the start and still matters, for the operator."""
+        found = self._troubles.texts
+        for rule in self.rules:
+            if isinstance(rule, RowRule):
+                found.extend(rule.troubles.texts)
+        return found
 
     def wants(self, relation: Relation) -> bool:
         """Whether any route or rule reads this table."""
@@ -160,184 +192,204 @@ class Router:
 
     def route(self, change: Change) -> list[Entry]:
         """The entries of a change: first what changes subscriptions, then what is delivered."""
-        found = self._plans.get(change.relation.oid)
-        if found is None or found[0] is not change.relation:
-            plan = self._bind(change.relation)
-            self._plans[change.relation.oid] = (change.relation, plan)
-        else:
-            plan = found[1]
-        if plan is None:
-            return []
-        try:
-            return self._route(plan, change)
-        except Exception as error:  # a poison row must not stop the log for everybody
-            self._poison(f"a row of {change.relation.name} at {change.place}", error)
-            return []
+        relation = change.relation
+        found = self._plans.get(relation.oid)
+        if found is None or found[0] is not relation:
+            found = self._plans[relation.oid] = (relation, self._plan(relation))
+        plan = found[1]
+        return [] if plan is None else self._route(plan, change)
 
     # Binding to a table as it is now
 
-    def _bind(self, relation: Relation) -> _Plan | None:
-        present = {column.name for column in relation.columns}
-        plan = _Plan(relation)
-        needed: set[str] = set()
-        for rule in self.rules:
-            if relation.name in _tables_of(rule):
-                wants = rule.columns if isinstance(rule, RowRule) else {rule.depends_on[relation.name]}
-                if self._complete(rule.origin, relation, wants, present):
-                    plan.rules.append(rule)
-                    needed |= wants
+    def _plan(self, relation: Relation) -> Plan | None:
+        if not self.wants(relation):
+            return None
+        rules = [BoundRule(rule, relation) for rule in self.rules if relation.name in tables_of(rule)]
+        for bound in rules:
+            consequence = _NO_TOPICS if isinstance(bound.rule, RowRule) else _NOT_READ
+            if self._check(bound.rule.origin, relation, bound.columns, consequence) and bound.untold:
+                self._untold(bound.rule.origin, relation)
+        routes: list[BoundRoute] = []
         for route in self.routes:
-            if route.table == relation.name and self._complete(route.origin, relation, route.needed, present):
-                plan.routes.append(route)
-                needed |= route.addressing | set(route.key or ())
-        plan.columns = [i for i, column in enumerate(relation.columns) if column.name in needed]
-        return plan if plan.rules or plan.routes else None
+            if route.table == relation.name:
+                decisive = route.addressing | frozenset(route.key or ())
+                if self._check(route.origin, relation, decisive, _NOT_ROUTED):
+                    self._check(route.origin, relation, route.columns or (), _NOT_SENT)
+                    routes.append(BoundRoute(route, relation))
+        return Plan(relation, rules, routes) if rules or routes else None
 
-    def _complete(self, origin: str, relation: Relation, needed: Iterable[str], present: set[str]) -> bool:
-        missing = sorted(set(needed) - present)
+    def _check(self, origin: str, relation: Relation, needed: Iterable[str], consequence: tuple[str, str]) -> bool:
+        """Whether the table has all `needed` columns; tells the operator while it has not, and afterwards."""
+        table = relation.name
+        what = f"columns {origin} {table} {consequence[0]}"
+        missing = sorted(set(needed) - names_of(relation))
         if missing:
-            self.problems.append(
-                f"{origin}: {relation.name} has no column {missing[0]!r} any more; what it routes is lost "
-                "until the column is back or the configuration is changed"
+            self._missing[what] = missing[0]
+            self._troubles.note(
+                what,
+                f"{origin}: {table} has no column {missing[0]!r} any more, so {consequence[0]}; bring the column back, "
+                "or change the configuration and restart",
             )
+        elif column := self._missing.pop(what, None):
+            self._troubles.note(what, f"{origin}: {table} had no column {column!r} for a time, and {consequence[1]}")
         return not missing
+
+    def _untold(self, origin: str, relation: Relation) -> None:
+        self._troubles.note(
+            f"identity {origin}",
+            f"{origin}: a DELETE from {relation.name} does not tell which row is gone, as its replica identity is not "
+            f"what it was at the start, so {_NO_TOPICS[0]}; run: ALTER TABLE {quoted(relation.name)} REPLICA IDENTITY "
+            "FULL, and restart",
+        )
 
     # Routing
 
-    def _route(self, plan: _Plan, change: Change) -> list[Entry]:
-        new = None if change.new is None else _pick(plan, change.new)
-        old = None
-        if change.old is not None:
-            old = _pick(plan, change.old, plan.identity if change.old_is_key else None)
+    def _route(self, plan: Plan, change: Change) -> list[Entry]:
+        new = None if change.new is None else self._pick(plan, change, change.new)
+        old = None if change.old is None else self._pick(plan, change, change.old, key_only=change.old_is_key)
         major, minor = change.place
+        xid, time = change.xid, change.commit_time
         entries: list[Entry] = []
-
-        def add(kind: Kind, body: Any, topic: str = "", key: str | None = None) -> None:
-            place: Place = (major, minor + len(entries))
-            entries.append(Entry(kind, place, body, topic=topic, xid=change.xid, key=key, time=change.commit_time))
-
-        for rule in plan.rules:
-            add(Kind.ROW, _row_change(rule, change, new, old))
-        for route in plan.routes:
+        for number, rule in enumerate(plan.rules):
+            if not rule.broken:
+                body = rule.change(change, new, old)
+                entries.append(Entry(Kind.ROW, (major, minor + number), body, xid=xid, time=time))
+            elif plan.revoke:
+                body = RowChange(rule.rule.index, "truncate", None, None)
+                entries.append(Entry(Kind.ROW, (major, minor + number), body, xid=xid, time=time))
+        plan.revoke = False
+        minor += len(plan.rules)
+        last = minor + MAX_ENTRIES
+        for bound in plan.routes:
+            route = bound.route
             try:
-                addressed = self._addressed(route, plan, change, new, old)
-            except Exception as error:  # whatever an application's function raises
-                self._poison(f"{route.origin}: a row of {route.table} at {change.place}", error)
-                continue
-            for kind, topic, moved in addressed:
-                body = ChangeBody(
-                    change,
-                    f"{topic}*" if kind is Kind.SWEEP else topic,
-                    columns=route.columns,
-                    key=route.key,
-                    numeric=route.numeric,
-                    moved=moved,
-                    envelope=self._envelope,
-                )
-                key = _key(route, plan, new or old or {}, change) if route.conflate else None
-                add(kind, body, topic, key)
+                addressed = self._addressed(bound, plan, change, new, old)
+                if minor + len(addressed) > last:
+                    raise ValueError(f"more than {MAX_ENTRIES} entries for one change")
+                for kind, topic, moved in addressed:
+                    data = ChangeBody(
+                        change,
+                        f"{topic}*" if kind is Kind.SWEEP else topic,
+                        columns=route.columns,
+                        key=route.key,
+                        numeric=route.numeric,
+                        moved=moved,
+                        envelope=self._envelope,
+                    )
+                    key = bound.conflation_key(old if moved or new is None else new) if bound.key else None
+                    entries.append(Entry(kind, (major, minor), data, topic=topic, xid=xid, key=key, time=time))
+                    minor += 1
+            except Exception as error:  # a poison row must not stop the log for everybody
+                self._poison(route, change, error)
         return entries
 
-    def _addressed(
-        self, route: Route, plan: _Plan, change: Change, new: Row | None, old: Row | None
-    ) -> list[tuple[Kind, str, bool]]:
-        """Where a route sends a change: (kind, topic, whether the row only left that topic)."""
-        if change.action == "truncate":
-            return self._sweep(route, change)
-        if change.action == "delete":
-            if not route.deletes or old is None:
-                return []
-            return [(Kind.DATA, topic, False) for topic in _topics(route, old, change)]
-        assert new is not None
-        topics = _topics(route, new, change)
-        addressed = [(Kind.DATA, topic, False) for topic in topics]
-        if change.action == "update" and old is not None:
-            whole = not change.old_is_key
-            if whole or (route.function is None and route.addressing <= plan.identity):
-                before = Change("update", change.relation, change.old, None) if whole else change
-                left = (topic for topic in _topics(route, old, before) if topic not in topics)
-                addressed.extend((Kind.DATA, topic, True) for topic in left)
-        return addressed
+    def _pick(self, plan: Plan, change: Change, raw: Any, *, key_only: bool = False) -> Row:
+        row, failed = plan.pick(raw, key_only=key_only)
+        if failed is not None:
+            self._troubles.poison(
+                f"decode {plan.relation.name}",
+                f"a value in a row of {plan.relation.name} at {change.place} was taken for NULL: it",
+                failed,
+            )
+        return row
 
-    def _sweep(self, route: Route, change: Change) -> list[tuple[Kind, str, bool]]:
+    def _addressed(
+        self, bound: BoundRoute, plan: Plan, change: Change, new: Row | None, old: Row | None
+    ) -> list[tuple[Kind, str, bool]]:
+        """Where a route sends a change: (kind, topic, whether the row only left that topic).
+
+        What the row left comes first: a client that has both topics, and keeps rows by their key, must not
+        remove the row that it has just put in.
+        """
+        route = bound.route
+        if change.action == "truncate":
+            return self._sweep(route)
+        if change.action == "delete":
+            if (
+                not route.deletes
+                or old is None
+                or (change.old_is_key and route.function is None and not bound.addressable)
+            ):
+                return []
+            return [(Kind.DATA, topic, False) for topic in self._topics(route, old, change)]
+        assert new is not None
+        if len(new) < plan.width and not bound.addressing <= new.keys():
+            self._unaddressable(route, min(bound.addressing - new.keys()))
+            return []
+        topics = self._topics(route, new, change)
+        addressed = [(Kind.DATA, topic, False) for topic in topics]
+        if old is None or change.action != "update" or (change.old_is_key and not bound.addressable):
+            return addressed
+        before = change
+        if route.function is not None:
+            before = Change(
+                "update",
+                change.relation,
+                change.old,
+                None,
+                place=change.place,
+                xid=change.xid,
+                commit_time=change.commit_time,
+            )
+        left = [topic for topic in self._topics(route, old, before) if topic not in topics]
+        return [(Kind.DATA, topic, True) for topic in left] + addressed
+
+    def _topics(self, route: Route, row: Row, change: Change) -> list[str]:
+        """The topics that a route gives a row; none if it raises."""
+        try:
+            if route.when is not None and not route.when.holds(row):
+                return []
+            if route.template is not None:
+                return route.template.render(row)
+            assert route.function is not None
+            given = route.function(change)
+            topics = [given] if isinstance(given, str) else list(dict.fromkeys(given or ()))
+            return self._fitting(topics)
+        except KeyError as error:
+            # Of a DELETE only the identity's columns are known, and a function may well want another.
+            missing = error.args[0] if error.args else None
+            known = change.row
+            if isinstance(missing, str) and missing in names_of(change.relation) and missing not in known:
+                self._unaddressable(route, missing)
+            else:
+                self._poison(route, change, error)
+            return []
+        except Exception as error:  # whatever an application's function raises
+            self._poison(route, change, error)
+            return []
+
+    def _fitting(self, topics: list[str]) -> list[str]:
+        """A function's topics, checked. Raises when they are no topics."""
+        if len(topics) > MAX_TEXTS:
+            raise ValueError(f"{len(topics)} topics for one change; {MAX_TEXTS} are the most")
+        for topic in topics:
+            if not isinstance(topic, str):
+                raise TypeError(f"{topic!r} is no topic: a topic is a str")
+        fit = [topic for topic in topics if fits(topic)]
+        self._troubles.unfit += len(topics) - len(fit)
+        return fit
+
+    def _sweep(self, route: Route) -> list[tuple[Kind, str, bool]]:
         """A TRUNCATE has no row: it goes to every topic that begins as the template does."""
         template = route.template
         if template is not None and template.constant:
             return [(Kind.DATA, template.text, False)]
         if template is None or not template.prefix:
-            self.problems.append(
-                f"{route.origin}: a TRUNCATE of {route.table} at {change.place} could not be addressed: "
-                "the route's topics have no common beginning"
+            self._troubles.note(
+                f"truncate {route.origin}",
+                f"{route.origin}: a TRUNCATE of {route.table} could not be addressed, as the route's topics have no "
+                'common beginning; begin the template with one, like "trades:"',
             )
             return []
         return [(Kind.SWEEP, template.prefix, False)]
 
-    def _poison(self, what: str, error: Exception) -> None:
-        self.poisoned += 1
-        self.problems.append(f"{what} was skipped: {type(error).__name__}: {error}")
-
-
-def _tables_of(rule: Rule) -> Iterable[str]:
-    return (rule.table,) if isinstance(rule, RowRule) else rule.depends_on
-
-
-def _pick(plan: _Plan, raw: RawTuple, only: frozenset[str] | None = None) -> Row:
-    """The needed columns of a row, decoded. `only`: of a key tuple, the others are not known."""
-    row: Row = {}
-    columns = plan.relation.columns
-    for index in plan.columns:
-        value = raw[index]
-        column = columns[index]
-        if value is UNCHANGED or (only is not None and column.name not in only):
-            continue
-        row[column.name] = None if value is None else values.decode(column, value)  # type: ignore[arg-type]
-    return row
-
-
-def _row_change(rule: Rule, change: Change, new: Row | None, old: Row | None) -> RowChange:
-    if change.action == "truncate":
-        return RowChange(rule.index, "truncate", None, None)
-    if isinstance(rule, RowRule):
-        columns = rule.columns
-        return RowChange(
-            rule.index,
-            change.action,
-            None if new is None else {name: new[name] for name in columns if name in new},
-            None if old is None else {name: old[name] for name in columns if name in old},
+    def _unaddressable(self, route: Route, column: str) -> None:
+        self._troubles.note(
+            f"unaddressable {route.origin}",
+            f"{route.origin}: a change of {route.table} did not tell {column!r}, so it could not be addressed "
+            "(a DELETE tells the replica identity's columns only, an UPDATE not a large value that it left alone); "
+            f"run: ALTER TABLE {quoted(route.table)} REPLICA IDENTITY FULL",
         )
-    user = rule.depends_on[change.relation.name]
-    return RowChange(
-        rule.index,
-        change.action,
-        None if new is None else {"user": new.get(user)},
-        None if old is None else {"user": old.get(user)},
-    )
 
-
-def _topics(route: Route, row: Row, change: Change) -> list[str]:
-    if route.when is not None and not route.when.holds(row):
-        return []
-    if route.template is not None:
-        return route.template.render(row)
-    assert route.function is not None
-    given = route.function(change)
-    if given is None:
-        return []
-    topics = [given] if isinstance(given, str) else list(given)
-    for topic in topics:
-        if not isinstance(topic, str) or not topic or any(char in topic for char in "\r\n\0"):
-            raise ValueError(f"{topic!r} is no topic")
-    return list(dict.fromkeys(topics))
-
-
-def _key(route: Route, plan: _Plan, row: Row, change: Change) -> str | None:
-    """What conflation goes by: the table and the key's values."""
-    if route.key is not None:
-        known = row
-        names: Iterable[str] = route.key
-    else:
-        known = change.row
-        names = sorted(plan.identity)
-    if any(name not in known for name in names):
-        return None
-    return f"{route.table}:{values.encode([known[name] for name in names]).decode()}"
+    def _poison(self, route: Route, change: Change, error: Exception) -> None:
+        self._troubles.poison(f"row {route.origin}", f"{route.origin}: a row of {route.table} at {change.place}", error)

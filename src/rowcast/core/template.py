@@ -1,19 +1,26 @@
 """Templates: `finance:{symbol}`, `league:{config.leagues[*]}`, `feed:{url|fnv1a32}`.
 
-A placeholder names a column, then optionally a path into a json value (`.name`, `.0`, `[*]` for each element),
-then optionally filters (`|lower`, `|upper`, `|urlencode`, `|fnv1a32`). `{{` and `}}` stand for braces. With
-`[*]` a template gives one text per element; several of them multiply.
+A placeholder names a column, then optionally a path into a json value or an array, then optionally filters:
 
-What is NULL, absent, or no scalar gives no text at all: never `finance:None`. A text column that holds JSON
-is parsed when a path goes into it. A text with CR, LF or NUL is left out: no topic can hold them.
+    placeholder = "{" path { "|" filter } "}"
+    path        = name { "." name | "[" number "]" | "[*]" }
+    name        = any characters but space . [ ] | { } "  -  or any at all in double quotes, "" for one quote
+
+`.name` goes into an object, `.0` and `[0]` to an element of a list, `[*]` to each element: then a template gives
+one text for each, and several of them multiply. `{{` and `}}` stand for braces.
+
+What is NULL, absent, or no scalar gives no text at all: never `finance:None`. A text column is parsed as JSON
+when a path goes into it. A text that no topic can be (empty, or with CR, LF or NUL in it) is left out and
+counted.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 from urllib.parse import quote
 
 import msgspec
@@ -23,13 +30,32 @@ from rowcast.errors import ConfigError
 
 Row = dict[str, Any]
 
-_PATH = re.compile(r"\s*([^\s.\[\]|{}]+)((?:\.[^\s.\[\]|{}]+|\[\*\])*)\s*((?:\|\s*\w+\s*)*)", re.ASCII)
-_STEP = re.compile(r"\.([^.\[\]]+)|(\[\*\])")
+MAX_TEXTS = 10_000
+"""Texts that one template may give for one row: `[*]` twice over two long lists would fill the memory."""
+
+_NAME = r'(?:"(?:[^"]|"")*"|[^\s.\[\]|{}"]+)'
+_PATH = re.compile(rf"(?P<column>{_NAME})(?P<steps>(?:\.{_NAME}|\[\d+\]|\[\*\])*)", re.ASCII)
+_STEP = re.compile(rf"\.({_NAME})|\[(\d+)\]|(\[\*\])", re.ASCII)
+_PLACEHOLDER = re.compile(rf"\{{\s*(?P<path>{_PATH.pattern})\s*(?P<filters>(?:\|\s*\w+\s*)*)\}}", re.ASCII)
 _UNFIT = re.compile(r"[\r\n\0]")
+
+_decode_json = msgspec.json.Decoder(float_hook=values.JsonNumber).decode
+
+
+class _Each:
+    """The type of `EACH`."""
+
+    __slots__ = ()
+
+
+EACH: Final = _Each()
+"""The step `[*]`: into each element of a list."""
+
+Step = str | int | _Each
 
 
 def fnv1a32(value: str) -> str:
-    """FNV-1a, 32 bits, of the UTF-8 text, as 8 hexadecimal digits (draft-eastlake-fnv, section 2)."""
+    """FNV-1a, 32 bits, of the UTF-8 text, as 8 lower-case hexadecimal digits (draft-eastlake-fnv, section 2)."""
     digest = 0x811C9DC5
     for byte in value.encode():
         digest = ((digest ^ byte) * 0x01000193) & 0xFFFFFFFF
@@ -43,7 +69,10 @@ FILTERS: dict[str, Callable[[str], str]] = {
     "fnv1a32": fnv1a32,
 }
 
-EACH = "[*]"
+
+def fits(topic: str) -> bool:
+    """Whether a text can be a topic: not empty, and without CR, LF and NUL."""
+    return bool(topic) and _UNFIT.search(topic) is None
 
 
 class Path:
@@ -51,22 +80,28 @@ class Path:
 
     __slots__ = ("column", "steps")
 
-    def __init__(self, column: str, steps: tuple[str, ...]) -> None:
+    def __init__(self, column: str, steps: tuple[Step, ...]) -> None:
         self.column = column
         self.steps = steps
 
     @classmethod
-    def parse(cls, column: str, steps: str) -> Path:
-        """From a column's name and the text of the steps behind it."""
-        return cls(column, tuple(name or EACH for name, _ in _STEP.findall(steps)))
+    def parse(cls, text: str) -> Path | None:
+        """The path that a text is, or None when it is none."""
+        match = _PATH.fullmatch(text)
+        if match is None:
+            return None
+        steps: list[Step] = []
+        for name, number, _ in _STEP.findall(match["steps"]):
+            steps.append(_unquoted(name) if name else int(number) if number else EACH)
+        return cls(_unquoted(match["column"]), tuple(steps))
 
     def find(self, row: Row) -> list[Any]:
-        """The values that the path leads to; none where it leads nowhere."""
+        """The values that the path leads to, NULL excepted; [] where it leads nowhere."""
         value = row.get(self.column)
         if self.steps and isinstance(value, str):
             try:
-                value = msgspec.json.decode(value)
-            except msgspec.DecodeError:
+                value = _decode_json(value)
+            except (msgspec.DecodeError, RecursionError):  # no JSON, or nested beyond reason
                 return []
         found = [value]
         for step in self.steps:
@@ -74,13 +109,18 @@ class Path:
         return [value for value in found if value is not None]
 
 
-def _enter(value: Any, step: str) -> list[Any]:
-    if step == EACH:
+def _unquoted(name: str) -> str:
+    return name[1:-1].replace('""', '"') if name.startswith('"') else name
+
+
+def _enter(value: Any, step: Step) -> list[Any]:
+    if isinstance(step, _Each):
         return value if isinstance(value, list) else []
     if isinstance(value, dict):
         return [value[step]] if step in value else []
-    if isinstance(value, list) and step.isdecimal() and int(step) < len(value):
-        return [value[int(step)]]
+    if isinstance(value, list) and (isinstance(step, int) or (step.isascii() and step.isdecimal())):
+        index = int(step)
+        return [value[index]] if index < len(value) else []
     return []
 
 
@@ -103,16 +143,20 @@ class _Placeholder:
 
 
 class Template:
-    """A parsed template. `columns` are those that it needs, `prefix` the literal text before its first
-    placeholder (all of it, when there is none)."""
+    """A parsed template.
 
-    __slots__ = ("_parts", "_simple", "columns", "prefix", "text")
+    `columns` are those that it needs, `prefix` the literal text before its first placeholder (all of it, when
+    there is none). `unfit` counts the texts that were left out since no topic can be like that.
+    """
+
+    __slots__ = ("_parts", "_simple", "columns", "prefix", "text", "unfit")
 
     def __init__(self, text: str, parts: list[str | _Placeholder]) -> None:
         self.text = text
-        self._parts = parts
-        self.columns = frozenset(p.path.column for p in parts if isinstance(p, _Placeholder))
+        self.columns = frozenset(part.path.column for part in parts if isinstance(part, _Placeholder))
         self.prefix = parts[0] if parts and isinstance(parts[0], str) else ""
+        self.unfit = 0
+        self._parts = parts
         self._simple = self._as_simple()
 
     @classmethod
@@ -126,23 +170,20 @@ class Template:
                 literal += text[at]
                 at += 2
             elif text[at] == "}":
-                raise ConfigError(f"{origin}: a single }} in {text!r}; write }}}} for a brace")
+                raise ConfigError(f"{origin}: a single }} in {text!r}, column {at + 1}; write }}}} for a brace")
             elif text[at] == "{":
-                end = text.find("}", at)
-                if end < 0:
-                    raise ConfigError(f"{origin}: {{ without }} in {text!r}; write {{{{ for a brace")
                 if literal:
                     parts.append(literal)
                     literal = ""
-                parts.append(_placeholder(text[at + 1 : end], text, origin))
-                at = end + 1
+                placeholder, at = _placeholder(text, at, origin)
+                parts.append(placeholder)
             else:
                 literal += text[at]
                 at += 1
         if literal:
             parts.append(literal)
-        if _UNFIT.search(text):
-            raise ConfigError(f"{origin}: {text!r} holds CR, LF or NUL, which no topic can")
+        if not fits(text):
+            raise ConfigError(f"{origin}: {text!r} is empty or holds CR, LF or NUL, which no topic can")
         return cls(text, parts)
 
     @property
@@ -158,17 +199,27 @@ class Template:
         return None
 
     def render(self, row: Row) -> list[str]:
-        """The texts for a row; none when something that the template needs is not there."""
+        """The texts for a row, each once; [] when something that the template needs is not there.
+
+        Raises ValueError when there would be more than `MAX_TEXTS`.
+        """
         if self._simple is not None:
             before, column, after = self._simple
             value = row.get(column)
             if value is None or isinstance(value, (dict, list)):
                 return []
-            text = f"{before}{values.text(value)}{after}"
-            return [] if _UNFIT.search(text) else [text]
+            text = before + (value if type(value) is str else values.text(value)) + after
+            if fits(text):
+                return [text]
+            self.unfit += 1
+            return []
         choices = [[part] if isinstance(part, str) else part.texts(row) for part in self._parts]
-        rendered = ("".join(chosen) for chosen in itertools.product(*choices))
-        return list(dict.fromkeys(text for text in rendered if text and not _UNFIT.search(text)))
+        if (count := math.prod(map(len, choices))) > MAX_TEXTS:
+            raise ValueError(f"{self.text!r} gives {count} topics for one row; {MAX_TEXTS} are the most")
+        rendered = list(dict.fromkeys("".join(chosen) for chosen in itertools.product(*choices)))
+        fit = [text for text in rendered if fits(text)]
+        self.unfit += len(rendered) - len(fit)
+        return fit
 
     def _as_simple(self) -> tuple[str, str, str] | None:
         """The common form, text around one column, has a faster way."""
@@ -183,17 +234,22 @@ class Template:
         return "".join(literal[: places[0]]), part.path.column, "".join(literal[places[0] :])
 
 
-def _placeholder(inner: str, text: str, origin: str) -> _Placeholder:
-    match = _PATH.fullmatch(inner)
+def _placeholder(text: str, at: int, origin: str) -> tuple[_Placeholder, int]:
+    """The placeholder that begins at `at`, and the place behind it."""
+    match = _PLACEHOLDER.match(text, at)
     if match is None:
+        end = text.find("}", at)
+        if end < 0:
+            raise ConfigError(f"{origin}: {{ without }} in {text!r}, column {at + 1}; write {{{{ for a brace")
         raise ConfigError(
-            f"{origin}: {{{inner}}} in {text!r} is no placeholder; expected {{column}}, {{column.path}}, "
+            f"{origin}: {text[at : end + 1]} in {text!r} is no placeholder; expected {{column}}, {{column.path}}, "
             "{column.path[*]} or {column|filter}"
         )
-    column, steps, names = match.groups()
     filters = []
-    for name in (part.strip() for part in names.split("|")[1:]):
+    for name in (part.strip() for part in match["filters"].split("|")[1:]):
         if name not in FILTERS:
             raise ConfigError(f"{origin}: no filter {name!r} in {text!r}; there are {', '.join(FILTERS)}")
         filters.append(FILTERS[name])
-    return _Placeholder(Path.parse(column, steps), filters)
+    path = Path.parse(match["path"])
+    assert path is not None
+    return _Placeholder(path, filters), match.end()

@@ -1,4 +1,9 @@
-"""Checking routes and rules against the database's catalogue, before anything is served."""
+"""Checking routes and rules against the database's catalogue, before anything is served.
+
+A partitioned table is published as its root, but what a DELETE or UPDATE carries is decided by the partition
+that the row is in, and `ALTER TABLE … REPLICA IDENTITY` on the root does not reach the partitions: so they are
+looked at too.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +15,14 @@ from rowcast.core.routes import Route
 from rowcast.core.rules import RowRule, Rule
 from rowcast.errors import ConfigError
 
+MAX_NAMED = 20
+"""Columns that an error names."""
+
 
 def validate(routes: Sequence[Route], rules: Sequence[Rule], catalog: Catalog) -> list[str]:
     """Check that every table and column exists and that rows can be told apart.
 
+    `catalog` holds all tables of the database: partitions, and those that are meant by a misspelt name.
     Returns warnings: what works, but not for every change, with what to do. Raises `ConfigError` that begins
     with the file's line or the function.
     """
@@ -21,7 +30,7 @@ def validate(routes: Sequence[Route], rules: Sequence[Rule], catalog: Catalog) -
     for route in routes:
         table = _table(route.table, route.origin, catalog)
         _columns(route.needed, table, route.origin)
-        warnings.extend(_route_warnings(route, table))
+        warnings.extend(_route_warnings(route, table, catalog))
     for rule in rules:
         if isinstance(rule, RowRule):
             table = _table(rule.table, rule.origin, catalog)
@@ -33,8 +42,9 @@ def validate(routes: Sequence[Route], rules: Sequence[Rule], catalog: Catalog) -
                 _columns({user}, table, rule.origin)
                 if user not in table.identity_columns:
                     warnings.append(
-                        f"{rule.origin}: a DELETE from {name} does not tell {user!r}, so it refreshes nobody; "
-                        f"run: {_full(name)}"
+                        f"{rule.origin}: a DELETE from {name}, and an UPDATE that gives a row to another user, does "
+                        f"not tell the {user!r} it was, who therefore keeps the topics until the next connect; "
+                        f"run: {_full(table)}"
                     )
     return warnings
 
@@ -44,17 +54,24 @@ def bind(rules: Sequence[Rule], catalog: Catalog) -> list[Rule]:
     return [rule.bound(catalog[rule.table]) if isinstance(rule, RowRule) else rule for rule in rules]
 
 
+def bind_routes(routes: Sequence[Route], catalog: Catalog) -> list[Route]:
+    """The routes with their tables' primary keys known. To be called after `validate`."""
+    return [route.bound(catalog[route.table]) for route in routes]
+
+
 def unpublishable(catalog: Catalog) -> list[str]:
     """What must be run before tables without a usable replica identity are published.
 
     With its UPDATEs published, such a table would refuse the application's own UPDATE and DELETE.
     """
-    return [
+    return [_refusal(table) for table in catalog.values() if not table.identity_columns]
+
+
+def _refusal(table: TableInfo) -> str:
+    return (
         f"{table.name} has no primary key and no replica identity, and publishing it would make the "
-        f"application's own UPDATE and DELETE fail; run: {_full(table.name)}"
-        for table in catalog.values()
-        if not table.identity_columns
-    ]
+        f"application's own UPDATE and DELETE fail; run: {_full(table)}"
+    )
 
 
 def _table(name: str, origin: str, catalog: Catalog) -> TableInfo:
@@ -68,38 +85,71 @@ def _table(name: str, origin: str, catalog: Catalog) -> TableInfo:
         )
     if table.kind not in ("r", "p"):
         raise ConfigError(f"{origin}: {name} is no table, so its changes are not in the WAL; name its tables")
+    for partition in catalog.values():
+        if partition.partition_of == name and partition.kind == "r":
+            _partition(partition, table, origin)
     return table
+
+
+def _partition(partition: TableInfo, root: TableInfo, origin: str) -> None:
+    if not partition.identity_columns:
+        raise ConfigError(f"{origin}: the partition {_refusal(partition)}")
+    if root.identity == "f" and partition.identity != "f":
+        # The server would call the old row whole, and send NULL for all but the partition's key.
+        raise ConfigError(
+            f"{origin}: {root.name} has REPLICA IDENTITY FULL, but its partition {partition.name} has not; "
+            f"run: {_full(root)}"
+        )
 
 
 def _columns(needed: Iterable[str], table: TableInfo, origin: str) -> None:
     for column in sorted(needed):
         if column not in table.columns:
-            raise ConfigError(f"{origin}: {table.name} has no column {column!r}{_near(column, table.columns)}")
+            near = _near(column, table.columns) or f"; it has {', '.join(list(table.columns)[:MAX_NAMED])}"
+            raise ConfigError(f"{origin}: {table.name} has no column {column!r}{near}")
 
 
 def _identified(rule: RowRule, table: TableInfo) -> None:
     if not table.identity_columns:
         raise ConfigError(
             f"{rule.origin}: rows of {table.name} can't be told apart, as it has no primary key and no replica "
-            f"identity; add a primary key, or run: {_full(table.name)}"
+            f"identity; add a primary key, or run: {_full(table)}"
         )
 
 
-def _route_warnings(route: Route, table: TableInfo) -> list[str]:
-    if not route.deletes:
-        return []
+def _route_warnings(route: Route, table: TableInfo, catalog: Catalog) -> Iterable[str]:
+    if not route.deletes or table.identity == "f":
+        return
+    if route.function is not None:
+        known = ", ".join(table.identity_columns)
+        yield (
+            f"{route.origin}: a DELETE from {table.name} tells the function {known} only, and one that needs "
+            f"another column can't address it; run: {_full(table)} or set deletes=False on the route"
+        )
+        return
     missing = sorted(route.addressing - set(table.identity_columns))
-    if not missing:
-        return []
-    warning = (
-        f"{route.origin}: a DELETE from {table.name} does not tell {missing[0]!r}, so it can't be addressed; "
-        f"run: {_full(table.name)} or set deletes = false on the route"
+    if missing:
+        yield (
+            f"{route.origin}: a DELETE from {table.name} does not tell {missing[0]!r}, so it can't be addressed; "
+            f"run: {_full(table)} or set deletes = false on the route"
+        )
+    elif route.conflate and (unknown := sorted(set(route.key or ()) - set(table.identity_columns))):
+        yield (
+            f"{route.origin}: a DELETE from {table.name} does not tell {unknown[0]!r} of the key, so it is not "
+            f"conflated with the row's other changes; run: {_full(table)}"
+        )
+
+
+def _full(table: TableInfo) -> str:
+    """The statement after which an UPDATE or DELETE tells the whole row before."""
+    if table.kind != "p":
+        return f"ALTER TABLE {quoted(table.name)} REPLICA IDENTITY FULL"
+    root = quoted(table.name).replace("'", "''")
+    return (
+        f"DO $$ DECLARE t regclass; BEGIN FOR t IN SELECT relid FROM pg_partition_tree('{root}') LOOP "
+        "EXECUTE format('ALTER TABLE %s REPLICA IDENTITY FULL', t); END LOOP; END $$ "
+        "(it does not reach partitions from their root, nor those that are made later)"
     )
-    return [warning]
-
-
-def _full(name: str) -> str:
-    return f"ALTER TABLE {quoted(name)} REPLICA IDENTITY FULL"
 
 
 def _near(name: str, names: Iterable[str]) -> str:

@@ -1,0 +1,134 @@
+"""Entries as bytes, and back: what a log that is not in this process keeps.
+
+The bytes are MessagePack: `[version, [entry, …]]`, an entry being an array. The payload of a DATA or SWEEP entry is
+encoded by whoever appends it, once for all replicas, and comes back as an `EncodedBody`. The values of a ROW entry
+come back equal, and of the same types: subscription rules compare them with values that were read by SQL.
+
+Source: the MessagePack specification, "Extension types", for what it has no type for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from decimal import Decimal
+from typing import Any
+
+import msgspec
+
+from rowcast.core.entry import Control, Entry, Kind, RowChange
+from rowcast.core.position import Place
+from rowcast.core.values import JsonNumber
+from rowcast.errors import DecodeError
+
+VERSION = 1
+"""The first element of every batch; what another version wrote is refused."""
+
+_DECIMAL, _JSON_NUMBER, _BIG_INTEGER = 1, 2, 3
+"""Codes of the extension types; the data of each is the number's text."""
+
+_INTEGERS = range(-(1 << 63), 1 << 64)
+"""The integers that MessagePack has."""
+
+
+class EncodedBody:
+    """The body of a DATA or SWEEP entry that was encoded where it was appended."""
+
+    __slots__ = ("_data",)
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+
+    @property
+    def size(self) -> int:
+        """Estimated memory in bytes: the data, and the frame that they become."""
+        return 2 * len(self._data)
+
+    def encode(self, limit: int) -> bytes:
+        """The event's data; see `entry.Body`. It was cut to the limit of whoever appended it."""
+        return self._data
+
+
+def encode(entries: Iterable[Entry], limit: int) -> bytes:
+    """Entries as bytes. `limit` is `max_event` in bytes: see `entry.Body.encode`."""
+    return _pack([VERSION, [_flat(entry, limit) for entry in entries]])
+
+
+def decode(data: bytes, at: Place | None = None) -> list[Entry]:
+    """The entries of `encode`. `at` replaces their places: a published entry gets its place by being appended.
+
+    Raises `DecodeError` when the bytes are none of ours, or another version's.
+    """
+    try:
+        version, items = _unpack(data)
+        if version != VERSION:
+            raise DecodeError(f"the log holds entries of version {version}: update every replica to the same version")
+        return [_entry(*item, at=at) for item in items]
+    except (msgspec.DecodeError, ValueError, TypeError, ArithmeticError) as error:
+        raise DecodeError(f"the log holds bytes that are no entries: {error}") from None
+
+
+def _flat(entry: Entry, limit: int) -> tuple[Any, ...]:
+    kind, body = entry.kind, entry.body
+    if kind is Kind.ROW:
+        flat: Any = (body.rule, body.action, _packable(body.new), _packable(body.old))
+    elif kind is Kind.CONTROL:
+        flat = (body.action, body.user, body.at)
+    else:
+        flat = body.encode(limit)
+    major, minor = entry.place
+    return (int(kind), major, minor, entry.xid, entry.time, entry.topic, entry.key, entry.event, flat)
+
+
+def _entry(
+    kind: int,
+    major: int,
+    minor: int,
+    xid: int,
+    time: int,
+    topic: str,
+    key: str | None,
+    event: str | None,
+    flat: Any,
+    *,
+    at: Place | None,
+) -> Entry:
+    body: Any
+    if kind == Kind.ROW:
+        body = RowChange(*flat)
+    elif kind == Kind.CONTROL:
+        body = Control(*flat)
+    else:
+        body = EncodedBody(flat)
+    return Entry(Kind(kind), at or (major, minor), body, topic=topic, xid=xid, key=key, event=event, time=time)
+
+
+def _packable(value: Any) -> Any:
+    """A decoded value (see `values.decode`) as what MessagePack can hold without loss."""
+    kind = type(value)
+    if kind is dict:
+        return {name: _packable(item) for name, item in value.items()}
+    if kind is list:
+        return [_packable(item) for item in value]
+    if kind is Decimal:
+        return msgspec.msgpack.Ext(_DECIMAL, str(value).encode())
+    if kind is JsonNumber:
+        return msgspec.msgpack.Ext(_JSON_NUMBER, str(value).encode())
+    if kind is int and value not in _INTEGERS:
+        # In hexadecimal, since Python refuses to write or read over 4,300 decimal digits.
+        return msgspec.msgpack.Ext(_BIG_INTEGER, hex(value).encode())
+    return value
+
+
+def _extension(code: int, data: memoryview) -> Any:
+    text = str(data, "ascii")
+    if code == _DECIMAL:
+        return Decimal(text)
+    if code == _JSON_NUMBER:
+        return JsonNumber(text)
+    if code == _BIG_INTEGER:
+        return int(text, 16)
+    raise ValueError(f"extension type {code} is none of ours")
+
+
+_pack = msgspec.msgpack.Encoder().encode
+_unpack = msgspec.msgpack.Decoder(ext_hook=_extension).decode

@@ -1,0 +1,30 @@
+"""Troubles: counts, and a bounded number of texts."""
+
+from __future__ import annotations
+
+from rowcast.core.troubles import MAX_PROBLEMS, Troubles
+
+
+def test_a_text_replaces_the_one_about_the_same_and_comes_last() -> None:
+    troubles = Troubles()
+    troubles.note("a", "a 1")
+    troubles.note("b", "b 1")
+    troubles.note("a", "a 2")
+    assert troubles.texts == ["b 1", "a 2"]
+
+
+def test_the_oldest_texts_go_first() -> None:
+    troubles = Troubles()
+    for number in range(MAX_PROBLEMS + 3):
+        troubles.note(str(number), str(number))
+    assert troubles.texts == [str(number) for number in range(3, MAX_PROBLEMS + 3)]
+
+
+def test_a_poison_row_is_counted_and_its_error_kept_on_one_short_line() -> None:
+    troubles = Troubles()
+    for number in range(3):
+        troubles.poison("row", "a row", ValueError(f"bad {number}\n" + "x" * 1000))
+    assert troubles.poisoned == 3
+    assert len(troubles.texts) == 1
+    assert troubles.texts[0].startswith("a row was skipped: ValueError: bad 2 xxx")
+    assert len(troubles.texts[0]) < 300
