@@ -191,6 +191,19 @@ async def test_columns_that_come_go_and_are_renamed(database: str, sql: Any) -> 
         assert any("no column 'topic'" in problem for problem in cast.replica.router.problems)
 
 
+async def test_a_rule_whose_column_went_gives_nothing_until_it_is_back(database: str, sql: Any) -> None:
+    sql("CREATE TABLE subs (id int PRIMARY KEY, who text, topic text)")
+    sql("INSERT INTO subs VALUES (1, 'ann', 'a')")
+    async with streaming(make(database, {"table": "subs", "user": "{who}", "topics": ["{topic}"]})) as stream:
+        sql("ALTER TABLE subs RENAME COLUMN topic TO subject")
+        sql("UPDATE subs SET subject = 'b'")
+        await stream.settled()
+        assert topics(stream) == [], "rather too little than what somebody may not see any more"
+        sql("ALTER TABLE subs RENAME COLUMN subject TO topic")
+        sql("INSERT INTO subs VALUES (2, 'ann', 'c')")
+        await stream.until(lambda: topics(stream) == ["b", "c"])
+
+
 async def test_truncate_reaches_the_topics_of_the_route_and_no_others(database: str, sql: Any) -> None:
     route = {"table": "items", "topic": "finance:{topic}", "deletes": False}
     async with streaming(Rowcast(postgres=database, auth=SECRET, route=[route])) as stream:

@@ -65,12 +65,14 @@ class RowChange(msgspec.Struct, frozen=True):
     `rule` is the index of the subscription rule. `new` and `old` hold decoded values of the columns that
     the rule needs (its key, user column, condition and topics), as far as the WAL gives them; a column
     that is absent from `new` was an unchanged TOASTed value. `old` is None when the WAL does not tell.
+    `reload`: changes before this one could not be read, so every user must be read anew.
     """
 
     rule: int
     action: Literal["insert", "update", "delete", "truncate", "read"]
     new: dict[str, Any] | None
     old: dict[str, Any] | None
+    reload: bool = False
 
 
 class Control(msgspec.Struct, frozen=True):

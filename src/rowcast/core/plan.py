@@ -25,12 +25,14 @@ class BoundRule:
     """A rule at one table.
 
     `broken`: the table lacks a column that it needs, or (`untold`) a DELETE does not tell which row is gone.
+    `returned`: it was broken until now, and no change has been read since.
     """
 
-    __slots__ = ("broken", "columns", "rule", "untold", "user")
+    __slots__ = ("broken", "columns", "returned", "rule", "untold", "user")
 
     def __init__(self, rule: Rule, relation: Relation) -> None:
         self.rule = rule
+        self.returned = False
         self.user = rule.user_column if isinstance(rule, RowRule) else rule.depends_on[relation.name]
         self.columns = rule.columns if isinstance(rule, RowRule) else frozenset({self.user})
         self.untold = isinstance(rule, RowRule) and not _tells(relation, rule.key)

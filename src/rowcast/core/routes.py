@@ -165,6 +165,8 @@ class Router:
         self._troubles = Troubles()
         self._plans: dict[int, tuple[Relation, Plan | None]] = {}
         self._missing: dict[str, str] = {}
+        self._broken: set[tuple[int, str]] = set()
+        """Rules, by index, that could not be bound to a table as it was last."""
 
     @property
     def poisoned(self) -> int:
@@ -209,6 +211,12 @@ class Router:
             consequence = _NO_TOPICS if isinstance(bound.rule, RowRule) else _NOT_READ
             if self._check(bound.rule.origin, relation, bound.columns, consequence) and bound.untold:
                 self._untold(bound.rule.origin, relation)
+            place = (bound.rule.index, relation.name)
+            if bound.broken:
+                self._broken.add(place)
+            elif place in self._broken:
+                self._broken.discard(place)
+                bound.returned = True
         routes: list[BoundRoute] = []
         for route in self.routes:
             if route.table == relation.name:
@@ -253,6 +261,9 @@ class Router:
         for number, rule in enumerate(plan.rules):
             if not rule.broken:
                 body = rule.change(change, new, old)
+                if rule.returned:
+                    body = msgspec.structs.replace(body, reload=True)
+                    rule.returned = False
                 entries.append(Entry(Kind.ROW, (major, minor + number), body, xid=xid, time=time))
             elif plan.revoke:
                 body = RowChange(rule.rule.index, "truncate", None, None)

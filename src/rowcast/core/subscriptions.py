@@ -194,6 +194,8 @@ class Subscriptions:
             elif state.exact and (topics := _topics(state)) != state.topics:
                 state.topics = topics
                 changed.append(TopicChange(user, topics))
+        if change.reload:
+            return Effect([], [user for user, state in self._users.items() if state.after is not None])
         return Effect(changed, stale)
 
     def _concerned(self, change: RowChange) -> Iterable[str]:
