@@ -36,7 +36,8 @@ RawTuple = tuple["bytes | _Unchanged | None", ...]
 class Column(msgspec.Struct, frozen=True):
     """A column of a relation, as the Relation message has it.
 
-    `type_name` is the name of a type that is not built in (enum, domain's base type, extension), else "".
+    `type_name` is that of a type that is not built in, else "": `public.mood` of an enum or an extension's type,
+    `int4` of a domain over a built-in one.
     `key` tells that the column belongs to the replica identity.
     """
 

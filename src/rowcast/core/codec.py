@@ -70,7 +70,7 @@ def decode(data: bytes, at: Place | None = None) -> list[Entry]:
 def _flat(entry: Entry, limit: int) -> tuple[Any, ...]:
     kind, body = entry.kind, entry.body
     if kind is Kind.ROW:
-        flat: Any = (body.rule, body.action, _packable(body.new), _packable(body.old))
+        flat: Any = (body.rule, body.action, _packable(body.new), _packable(body.old), body.reload)
     elif kind is Kind.CONTROL:
         flat = (body.action, body.user, body.at)
     else:
