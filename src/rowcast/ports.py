@@ -21,7 +21,9 @@ class Draft(msgspec.Struct, frozen=True):
     """Something to be put into the log by the application: it gets its place by being appended.
 
     `topic` set: a DATA entry with `data` (JSON text as bytes). `control` set: a CONTROL entry for `user`.
-    `event` is the SSE event name, `key` what conflation goes by.
+    `event` is the SSE event name, `key` what conflation goes by. `form` says what `data` is: "data" was published,
+    and is sent beside its topic; "event" is the whole event, as it is to be sent; "sweep" is one, too, for every
+    topic that begins with `topic` (a SWEEP entry).
     """
 
     topic: str = ""
@@ -30,6 +32,7 @@ class Draft(msgspec.Struct, frozen=True):
     key: str | None = None
     control: Literal["resubscribe", "disconnect"] | None = None
     user: str = ""
+    form: Literal["data", "event", "sweep"] = "data"
 
 
 class Bounds(msgspec.Struct, frozen=True):

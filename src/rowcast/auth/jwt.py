@@ -8,10 +8,11 @@ opening a stream; its expiry and revocation are checked each time.
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
+import warnings
 from collections import OrderedDict
-from typing import Any
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any
 
 import jwt
 from starlette.requests import HTTPConnection
@@ -19,7 +20,12 @@ from starlette.requests import HTTPConnection
 from rowcast.auth.jwks import Jwks
 from rowcast.config import Config
 from rowcast.core.grants import Grant
-from rowcast.errors import AuthError, ConfigError, Forbidden
+from rowcast.errors import AuthError, BadRequest, ConfigError, Forbidden
+
+if TYPE_CHECKING:
+    from jwt.types import Options
+
+logger = logging.getLogger(__name__)
 
 SYMMETRIC = ("HS256", "HS384", "HS512")
 ASYMMETRIC = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
@@ -28,20 +34,29 @@ MAX_TOKEN = 8 * 1024
 """Bytes; proxies refuse longer request heads anyway."""
 
 MAX_USER = 256
+"""Characters."""
+
+SHORTEST_SECRET = 32
+"""Bytes; shorter ones work, with a warning."""
+
 MAX_TOPICS = 1000
 CACHED_TOKENS = 10_000
 REVOKED_USERS = 100_000
 
+LATEST = 1e12
+"""Seconds; a time beyond is surely one in milliseconds, and would be taken for "never"."""
+
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+
+_MALFORMED = "the token is malformed"
 
 _REASONS: list[tuple[type[jwt.PyJWTError], str]] = [
     (jwt.ExpiredSignatureError, "the token has expired"),
     (jwt.ImmatureSignatureError, "the token is not valid yet"),
     (jwt.InvalidAudienceError, "the token is for another audience"),
     (jwt.InvalidIssuerError, "the token is from another issuer"),
-    (jwt.InvalidAlgorithmError, "the token is signed by an algorithm that is not accepted here"),
     (jwt.InvalidSignatureError, "the token's signature is wrong"),
-    (jwt.InvalidIssuedAtError, "the token was issued in the future"),
+    (jwt.InvalidKeyError, "the token's key is not one for its algorithm"),
 ]
 
 
@@ -50,21 +65,24 @@ class Authenticator:
 
     def __init__(self, config: Config) -> None:
         auth = self._auth = config.auth
-        self._origins = frozenset(config.server.cors_origins)
+        # "*" lets any page read, but must not let any page write in the name of whoever looks at it.
+        self._origins = frozenset(origin.lower() for origin in config.server.cors_origins) - {"*"}
         self._secret = None if auth.secret is None else auth.secret.get_secret_value()
         self._jwks = None if auth.jwks_url is None else Jwks(auth.jwks_url)
         self._algorithms = self._pick_algorithms()
-        self._verified: OrderedDict[bytes, Grant] = OrderedDict()
+        if self._secret is not None:
+            _check_secret(self._secret)
+        self._verified: OrderedDict[bytes, tuple[Grant, int]] = OrderedDict()
         self._revoked: OrderedDict[str, float] = OrderedDict()
 
     async def authenticate(self, request: HTTPConnection) -> Grant:
         """The grant of a request's token. Raises `AuthError`, or `Unavailable` when the issuer is needed."""
         token = self._token(request)
         digest = hashlib.sha256(token.encode()).digest()
-        grant = self._verified.get(digest)
-        if grant is None:
+        grant, version = self._verified.get(digest, (None, 0))
+        if grant is None or version != self._keys_version():
             grant = await self.verify(token)
-            self._verified[digest] = grant
+            self._verified[digest] = grant, self._keys_version()
             if len(self._verified) > CACHED_TOKENS:
                 self._verified.popitem(last=False)
         now = time.time()
@@ -80,30 +98,46 @@ class Authenticator:
         try:
             header = jwt.get_unverified_header(token)
             algorithm = header.get("alg")
-            if algorithm not in self._algorithms:
+            if not isinstance(algorithm, str) or algorithm not in self._algorithms:
                 raise jwt.InvalidAlgorithmError
-            key = await self._key(str(algorithm), header.get("kid"))
             claims = jwt.decode(
                 token,
-                key,
-                algorithms=[str(algorithm)],
+                await self._key(algorithm, header.get("kid")),
+                algorithms=[algorithm],
                 audience=self._auth.audience,
                 issuer=self._auth.issuer,
                 leeway=self._auth.leeway,
-                options={"verify_aud": self._auth.audience is not None},
+                options=_options(self._auth.audience),
             )
         except jwt.PyJWTError as error:
-            reason = next((text for kind, text in _REASONS if isinstance(error, kind)), "the token is malformed")
-            raise AuthError(reason) from None
+            raise AuthError(self._reason(error)) from None
+        except (ValueError, TypeError, OverflowError, RecursionError):
+            # What PyJWT lets through from JSON that nobody would write: deep nesting, Infinity as a time, …
+            raise AuthError(_MALFORMED) from None
         return self._grant(claims)
 
     def revoke(self, user: str, at: float) -> None:
-        """Refuse the user's tokens that were issued before `at` (Unix time in seconds)."""
+        """Refuse the user's tokens that were issued before `at` (Unix time in seconds), or don't say when.
+
+        The latest REVOKED_USERS users are remembered.
+        """
         self._revoked[user] = max(at, self._revoked.pop(user, 0.0))
         if len(self._revoked) > REVOKED_USERS:
             self._revoked.popitem(last=False)
 
     # Inside
+
+    def _keys_version(self) -> int:
+        return 0 if self._jwks is None else self._jwks.version()
+
+    def _reason(self, error: jwt.PyJWTError) -> str:
+        if isinstance(error, jwt.InvalidAlgorithmError):
+            if not self._algorithms:
+                return "no token can be verified here: [auth] secret or jwks_url is not set"
+            return f"the token is not signed by one of {', '.join(sorted(self._algorithms))}"
+        if isinstance(error, jwt.MissingRequiredClaimError):
+            return f"the token has no claim {error.claim!r}"
+        return next((text for kind, text in _REASONS if isinstance(error, kind)), _MALFORMED)
 
     def _pick_algorithms(self) -> frozenset[str]:
         """Those that are configured and fit the keys: a public key must never be taken for a secret."""
@@ -127,10 +161,7 @@ class Authenticator:
         if algorithm in SYMMETRIC:
             return self._secret
         assert self._jwks is not None
-        key = await self._jwks.key(kid if isinstance(kid, str) else None)
-        if key.algorithm_name is not None and key.algorithm_name != algorithm:
-            raise jwt.InvalidAlgorithmError
-        return key
+        return await self._jwks.key(kid if isinstance(kid, str) else None, algorithm)
 
     def _token(self, request: HTTPConnection) -> str:
         scheme, _, token = request.headers.get("authorization", "").partition(" ")
@@ -143,16 +174,16 @@ class Authenticator:
         if self._auth.cookie and (token := request.cookies.get(self._auth.cookie, "")):
             self._check_origin(request)
             return token
+        if "token" in request.query_params and not self._auth.query_token:
+            raise AuthError("?token= is off here: send Authorization: Bearer <token>, or set [auth] query_token")
         raise AuthError("a token is needed: send the header Authorization: Bearer <token>")
 
     def _check_origin(self, request: HTTPConnection) -> None:
         """Browsers send cookies with whatever page asks: writes must come from a page that may."""
         if request.scope.get("method") in _SAFE_METHODS:
             return
-        origin = request.headers.get("origin")
-        if origin in self._origins:
-            return
-        if origin is None or urlsplit(origin).netloc != request.headers.get("host"):
+        origin = request.headers.get("origin", "").lower()
+        if origin not in self._origins and origin not in _own_origins(request):
             raise Forbidden("with a cookie, a write must come from an allowed Origin ([server] cors_origins)")
 
     def _grant(self, claims: dict[str, Any]) -> Grant:
@@ -161,7 +192,7 @@ class Authenticator:
             user = str(user)
         if not isinstance(user, str) or not user:
             raise AuthError(f"the token has no claim {self._auth.user_claim!r} that names a user")
-        if len(user) > MAX_USER or any(char in user for char in "\r\n\0"):
+        if not _is_user(user):
             raise AuthError(f"the user in the token has over {MAX_USER} characters, or CR, LF or NUL in it")
         topics = claims.get(self._auth.topics_claim, [])
         if not isinstance(topics, list) or not all(isinstance(topic, str) and topic for topic in topics):
@@ -178,17 +209,58 @@ class Authenticator:
             raise AuthError("the user was disconnected after this token was issued; a new token is needed")
 
 
+def _is_user(user: str) -> bool:
+    return 0 < len(user) <= MAX_USER and not any(char in user for char in "\r\n\0")
+
+
+def _check_secret(secret: str) -> None:
+    """Raise `ConfigError` for a public key in the place of a secret, and warn of a short secret."""
+    try:
+        jwt.get_algorithm_by_name("HS256").prepare_key(secret)
+    except jwt.InvalidKeyError:
+        raise ConfigError(
+            "[auth] secret is a public key or certificate, which everybody may know; set jwks_url instead"
+        ) from None
+    if len(secret.encode()) < SHORTEST_SECRET:
+        logger.warning(
+            "[auth] secret has fewer than %d bytes: whoever has a token can find it by trying (RFC 7518, 3.2)",
+            SHORTEST_SECRET,
+        )
+        # It is said once, here; PyJWT would say it at each token.
+        warnings.filterwarnings("ignore", category=jwt.InsecureKeyLengthWarning)
+
+
+def _options(audience: str | None) -> Options:
+    """`aud` is looked at if there is one to compare it with; `iat` and `sub` are judged by us, and more kindly:
+    the clocks of the issuer and of ours may differ, and users may have numbers."""
+    return {"verify_aud": audience is not None, "verify_iat": False, "verify_sub": False, "verify_jti": False}
+
+
+def _own_origins(request: HTTPConnection) -> tuple[str, ...]:
+    """The origin that a page of this very host has. The scheme is whatever a proxy in front of us speaks."""
+    host = request.headers.get("host", "").lower()
+    return (f"https://{host}", f"http://{host}") if host else ()
+
+
 def _time(claims: dict[str, Any], name: str) -> float | None:
+    """A time in a token (NumericDate, RFC 7519, section 2), or None if it is not there."""
     value = claims.get(name)
-    return float(value) if isinstance(value, (int, float)) else None
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < LATEST:
+        raise AuthError(f"the token's claim {name!r} must be a time in seconds since 1970")
+    return float(value)
 
 
 def mint(config: Config, user: str, *, topics: list[str] | None = None, ttl: float = 3600.0) -> str:
     """A token for a user, signed with the configured secret, valid for `ttl` seconds from now.
 
-    `topics` are carried by the token (None: none). Raises `ConfigError` when there is no secret.
+    `topics` are carried by the token (None: none). Raises `ConfigError` when there is no secret, and `BadRequest`
+    when the user is none that would be accepted.
     """
     auth = config.auth
+    if not _is_user(user):
+        raise BadRequest(f"a user must have 1 to {MAX_USER} characters, and no CR, LF or NUL: {user[:60]!r}")
     if auth.secret is None:
         raise ConfigError("tokens can be signed only with [auth] secret; with jwks_url the issuer makes them")
     now = time.time()

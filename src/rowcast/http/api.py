@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import hmac
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from rowcast.errors import AuthError, BadRequest, Forbidden
-from rowcast.http.bodies import OVERHEAD, name, read_json
+from rowcast.errors import AuthError, BadRequest, Forbidden, TooLarge
+from rowcast.http.bodies import OVERHEAD, compact, name, read_json
 from rowcast.http.responses import json
 
 if TYPE_CHECKING:
     from rowcast.cast import Rowcast
+
+
+RESERVED = "rowcast."
+"""Names of events that only the service sends begin so: a client acts on them."""
 
 
 class Publish(msgspec.Struct, forbid_unknown_fields=True):
@@ -50,9 +54,11 @@ async def publish(request: Request) -> Response:
     cast: Rowcast = request.app.state.cast
     limit = cast.config.server.max_event
     body = await read_json(request, Publish, limit + OVERHEAD)
-    if len(body.data) > limit:
-        raise BadRequest(f"data has {len(body.data)} bytes; at most {limit} are sent ([server] max_event)")
-    data: Any = body.data
+    data = compact(body.data)
+    if (size := len(bytes(data))) > limit:
+        raise TooLarge(f"data has {size} bytes; at most {limit} are sent ([server] max_event)")
+    if body.event is not None and body.event.startswith(RESERVED):
+        raise BadRequest(f"event {body.event!r} is what the service itself would send; choose another name")
     position = await cast.publish(body.topic, data, user=body.user, event=body.event, key=body.key)
     return json({"id": str(position)}, 202)
 

@@ -3,25 +3,37 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from rowcast.errors import RowcastError
-from rowcast.http import api, channels, health
+from rowcast.addresses import Proxies
+from rowcast.errors import ConfigError, RowcastError, SetupError, Unavailable
+from rowcast.http import api, channels, health, limited, redact, responses, webhooks
 from rowcast.http.events import events
-from rowcast.http.responses import on_any_error, on_http_exception, on_rowcast_error
+from rowcast.http.responses import on_http_exception, on_rowcast_error
+from rowcast.limits import Limiter
 
 if TYPE_CHECKING:
     from rowcast.cast import Rowcast
 
+logger = logging.getLogger(__name__)
+
 REPLICA_HEADER = "x-rowcast-replica"
 """Every response names the replica that served it."""
+
+START_PAUSE = 5.0
+"""Seconds after a start that failed, before a request makes a mounted Rowcast try again."""
 
 
 def create_app(cast: Rowcast) -> Starlette:
@@ -34,60 +46,129 @@ def create_app(cast: Rowcast) -> Starlette:
         Route("/publish", api.publish, methods=["POST"]),
         Route("/control/resubscribe", api.resubscribe, methods=["POST"]),
         Route("/control/disconnect", api.disconnect, methods=["POST"]),
+        Route("/webhooks/sequin", webhooks.sequin, methods=["POST"]),
+        Route("/webhooks/debezium", webhooks.debezium, methods=["POST"]),
         Route("/healthz", health.healthz, methods=["GET"]),
         Route("/readyz", health.readyz, methods=["GET"]),
         Route("/health", health.readyz, methods=["GET"]),
         Route("/metrics", health.metrics, methods=["GET"]),
     ]
-    middleware = [Middleware(Serving, cast=cast)]
+    middleware = [Middleware(Named, cast=cast)]
     if origins := cast.config.server.cors_origins:
         middleware.append(
             Middleware(
                 CORSMiddleware,
                 allow_origins=origins,
                 allow_methods=["GET", "POST", "PUT", "DELETE"],
-                allow_headers=["Authorization", "Content-Type", "Last-Event-ID", "Cache-Control"],
-                expose_headers=[REPLICA_HEADER],
+                allow_headers=["Authorization", "Cache-Control", "Last-Event-ID", "Prefer"],
+                expose_headers=[REPLICA_HEADER, "Retry-After", "Location", *limited.EXPOSED],
                 allow_credentials="*" not in origins,
             )
         )
+    limiter = Limiter.of(cast.config)
+    if limiter is not None:
+        proxies = Proxies(cast.config.server.trusted_proxies)
+        middleware.append(Middleware(limited.Limited, limiter=limiter, proxies=proxies))
+    middleware.append(Middleware(Running, cast=cast))
+    redact.install()
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        async with cast.lifespan():
+            yield
+        if limiter is not None:
+            await limiter.close()
+
     app = Starlette(
         routes=routes,
         middleware=middleware,
-        exception_handlers={
-            RowcastError: on_rowcast_error,
-            HTTPException: on_http_exception,
-            Exception: on_any_error,
-        },
-        lifespan=cast.lifespan,
+        exception_handlers={RowcastError: on_rowcast_error, HTTPException: on_http_exception},
+        lifespan=lifespan,
     )
+    # A redirect to the path without a slash would name whatever host and scheme a proxy spoke to us.
+    app.router.redirect_slashes = False
     app.state.cast = cast
+    app.state.database = health.DatabaseProbe()
+    app.state.webhooks = webhooks.Webhooks(cast)
     return app
 
 
-class Serving:
-    """Starts a mounted Rowcast at its first request, and names the replica in each response.
+class Named:
+    """Names the replica in every response."""
+
+    def __init__(self, app: ASGIApp, cast: Rowcast) -> None:
+        self._app = app
+        self._cast = cast
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def named(message: Message) -> None:
+            if message["type"] == "http.response.start" and self._cast.running:
+                header = (REPLICA_HEADER.encode(), self._cast.replica.name.encode())
+                message = {**message, "headers": [*message.get("headers", ()), header]}
+            await send(message)
+
+        await self._app(scope, receive, named)
+
+
+class Running:
+    """Starts a mounted Rowcast at its first request, and answers for whatever goes wrong behind it.
 
     A server tells only the outermost application of the lifespan, so a mounted one may not have been started.
+    Once it was stopped, it stays so. Answers for errors are made here, and not by Starlette's outermost layer, so
+    that they too get the headers that the middlewares add.
     """
 
     def __init__(self, app: ASGIApp, cast: Rowcast) -> None:
         self._app = app
         self._cast = cast
         self._starting = asyncio.Lock()
+        self._started = False
+        self._failure = ""
+        self._again_at = 0.0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        if not self._cast.running:
-            async with self._starting:
-                await self._cast.start()
-        name = self._cast.replica.name.encode()
+        begun = False
 
-        async def named(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", ()), (REPLICA_HEADER.encode(), name)]
+        async def watched(message: Message) -> None:
+            nonlocal begun
+            begun = True
             await send(message)
 
-        await self._app(scope, receive, named)
+        try:
+            if self._cast.running:
+                self._started = True
+            elif not scope["path"].endswith("/healthz"):
+                await self._start()
+            await self._app(scope, receive, watched)
+        except ClientDisconnect:
+            pass  # nobody is there to be answered
+        except Exception as error:
+            if begun:
+                raise
+            if not isinstance(error, Unavailable):
+                logger.exception("%s %s failed", scope["method"], scope["path"])
+            await responses.of(error)(scope, receive, send)
+
+    async def _start(self) -> None:
+        async with self._starting:
+            if self._cast.running:
+                return
+            if self._started:
+                raise Unavailable("this replica was stopped", what="replica")
+            if time.monotonic() < self._again_at:
+                raise Unavailable(self._failure, what="replica")
+            try:
+                await self._cast.start()
+            except (ConfigError, SetupError) as error:
+                self._failure = f"Rowcast can't start: {error}"
+                self._again_at = time.monotonic() + START_PAUSE
+                logger.error("%s", self._failure)
+                raise Unavailable(self._failure, what="replica") from None
+            self._started = True

@@ -5,26 +5,36 @@ A write needs no call of resubscribe: subscription rules see the row change in t
 
 from __future__ import annotations
 
+import logging
+import re
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import msgspec
 import psycopg
-from psycopg.types.json import Jsonb
-from psycopg_pool import PoolTimeout
+from psycopg_pool import PoolClosed, PoolTimeout
 from starlette.requests import Request
 from starlette.responses import Response
 
 from rowcast.core.grants import Grant
 from rowcast.errors import BadRequest, NotFound, SetupError, Unavailable
-from rowcast.http.bodies import OVERHEAD, name, read_json
+from rowcast.http.bodies import OVERHEAD, compact, read_json
 from rowcast.http.responses import Conflict, json
 
 if TYPE_CHECKING:
     from rowcast.cast import Rowcast
 
-_COLUMNS = "channel_type, enabled, config"
+logger = logging.getLogger(__name__)
+
+# As text: numbers keep the digits that they were written with.
+_COLUMNS = "channel_type, enabled, config::text"
+_EMPTY = msgspec.Raw(b"{}")
+
 MAX_TYPE = 128
+"""Characters of a channel's type."""
+
+_UNFIT = re.compile(r"[\x00-\x1f\x7f/]")
 
 
 class Channel(msgspec.Struct, forbid_unknown_fields=True):
@@ -32,7 +42,7 @@ class Channel(msgspec.Struct, forbid_unknown_fields=True):
 
     channel_type: str
     enabled: bool = True
-    config: dict[str, Any] = msgspec.field(default_factory=dict)
+    config: msgspec.Raw = _EMPTY
 
 
 class ChannelChange(msgspec.Struct, forbid_unknown_fields=True):
@@ -40,7 +50,7 @@ class ChannelChange(msgspec.Struct, forbid_unknown_fields=True):
 
     channel_type: str | None = None
     enabled: bool = True
-    config: dict[str, Any] = msgspec.field(default_factory=dict)
+    config: msgspec.Raw = _EMPTY
 
 
 async def ensure_channels(connection: psycopg.AsyncConnection[Any], wanted: bool | None) -> bool:
@@ -85,18 +95,19 @@ async def channels(request: Request) -> Response:
         cast,
         "INSERT INTO rowcast_channels (user_id, channel_type, enabled, config) VALUES (%s, %s, %s, %s)"
         f" ON CONFLICT DO NOTHING RETURNING {_COLUMNS}",
-        [grant.user, name("channel_type", body.channel_type, MAX_TYPE), body.enabled, _config(body.config)],
+        [grant.user, _type(body.channel_type), body.enabled, _config(body.config)],
     )
     if not rows:
         raise Conflict(f"the channel {body.channel_type!r} exists already; change it by PUT")
-    return json(_channel(rows[0]), 201)
+    where = {"location": f"{request.url.path}/{quote(body.channel_type, safe='')}"}
+    return json(_channel(rows[0]), 201, where)
 
 
 async def channel(request: Request) -> Response:
     """GET, PUT (whole; 201 when it is new) and DELETE (204) of one channel."""
     cast: Rowcast = request.app.state.cast
     grant = await cast.authenticator.authenticate(request)
-    kind = name("channel_type", request.path_params["type"], MAX_TYPE)
+    kind = _type(request.path_params["type"])
     if request.method == "PUT":
         return await _put(request, cast, grant, kind)
     if request.method == "DELETE":
@@ -132,14 +143,35 @@ async def _rows(cast: Rowcast, statement: str, arguments: list[Any]) -> list[tup
             cursor = await connection.execute(statement.encode(), arguments)
             return await cursor.fetchall()
     except psycopg.errors.DataError as error:
-        raise BadRequest(f"Postgres can't store it: {' '.join(str(error).split())}") from None
-    except (psycopg.OperationalError, PoolTimeout) as error:
+        raise BadRequest(f"Postgres can't store it: {_line(error)}") from None
+    except (psycopg.OperationalError, PoolTimeout, PoolClosed) as error:
         raise Unavailable("Postgres can't be reached", what="postgres") from error
+    except psycopg.Error as error:
+        # Read-only since a failover, a right or the table taken away: it is the operator's to mend.
+        logger.error("the channel table can't be used: %s", _line(error))
+        raise Unavailable(
+            "the channel table can't be used now; the log of this replica says why", what="postgres"
+        ) from error
 
 
-def _config(config: dict[str, Any]) -> Jsonb:
-    return Jsonb(config, dumps=msgspec.json.encode)
+def _type(value: str) -> str:
+    """Check a channel's type: it must fit into a path. Raises `BadRequest`."""
+    if not 0 < len(value) <= MAX_TYPE or _UNFIT.search(value):
+        raise BadRequest(f"channel_type must have 1 to {MAX_TYPE} characters, no slash and no control characters")
+    return value
+
+
+def _config(text: msgspec.Raw) -> str:
+    """The JSON text of a config. Raises `BadRequest` when it is no object."""
+    compacted = bytes(compact(text))
+    if not compacted.startswith(b"{"):
+        raise BadRequest("config must be a JSON object")
+    return compacted.decode()
 
 
 def _channel(row: tuple[Any, ...]) -> dict[str, Any]:
-    return {"channel_type": row[0], "enabled": row[1], "config": row[2]}
+    return {"channel_type": row[0], "enabled": row[1], "config": msgspec.Raw(row[2].encode())}
+
+
+def _line(error: psycopg.Error) -> str:
+    return " ".join(str(error).split())

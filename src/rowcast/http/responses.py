@@ -42,22 +42,32 @@ def error(status: int, message: str, headers: dict[str, str] | None = None, **mo
     return json({"status": status, "error": message, **more}, status, headers)
 
 
-async def on_rowcast_error(request: Request, raised: Exception) -> Response:
-    """The response for an error of ours. One that is not the client's to mend is a 500 without details."""
-    status = next((code for kind, code in _STATUSES if isinstance(raised, kind)), 500)
-    if status == 401:
-        return error(401, str(raised), {"www-authenticate": 'Bearer error="invalid_token"'})
+def of(raised: Exception) -> Response:
+    """The response for an error. What is not the client's to mend is a 500 without details."""
     if isinstance(raised, Unavailable):
         return error(503, str(raised), {"retry-after": RETRY_AFTER}, down=raised.what)
+    status = next((code for kind, code in _STATUSES if isinstance(raised, kind)), 500)
+    if status == 500:
+        return error(500, "something went wrong here; the log of this replica says what")
+    if status == 401:
+        return error(401, str(raised), {"www-authenticate": 'Bearer realm="rowcast"'})
+    if status == 413:
+        # The rest of the body is not read, so the connection can't be used again.
+        return error(413, str(raised), {"connection": "close"})
     return error(status, str(raised))
 
 
+async def on_rowcast_error(request: Request, raised: Exception) -> Response:
+    """Errors of ours, as JSON."""
+    return of(raised)
+
+
 async def on_http_exception(request: Request, raised: Exception) -> Response:
-    """Starlette's own errors (404, 405) as JSON."""
+    """Starlette's own errors (404, 405), as JSON with words."""
     assert isinstance(raised, HTTPException)
-    return error(raised.status_code, raised.detail, dict(raised.headers or {}))
-
-
-async def on_any_error(request: Request, raised: Exception) -> Response:
-    """What nobody expected; Starlette logs it."""
-    return error(500, "something went wrong here; the log of this replica says what")
+    headers = dict(raised.headers or {})
+    if raised.status_code == 404:
+        return error(404, f"there is no {request.url.path}", headers)
+    if raised.status_code == 405:
+        return error(405, f"{request.url.path} takes {headers.get('Allow', 'other methods')}", headers)
+    return error(raised.status_code, raised.detail, headers)
