@@ -27,7 +27,7 @@ from rowcast.errors import Unavailable
 
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,18}", re.ASCII)
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
-_TEXTS = frozenset({"text", "varchar", "bpchar", "name", "citext"})
+_TEXTS = frozenset({"text", "varchar", "bpchar", "name"})
 _RANGES = {"int2": 1 << 15, "int4": 1 << 31, "int8": 1 << 63}
 
 
@@ -122,8 +122,8 @@ def rows_query(rule: RowRule, table: TableInfo) -> tuple[sql.Composed, Callable[
         accepts = lambda user: bool(_INTEGER.fullmatch(user)) and -limit <= int(user) < limit  # noqa: E731
     elif type_name == "uuid":
         accepts = lambda user: bool(_UUID.fullmatch(user))  # noqa: E731
-    if type_name in _RANGES or type_name == "uuid" or type_name in _TEXTS:
-        where = sql.SQL("{} = ANY(%s::text[]::{}[])").format(column, sql.Identifier(type_name))
+    if type_name in _RANGES or type_name == "uuid" or type_name in _TEXTS or type_name.endswith(".citext"):
+        where = sql.SQL("{} = ANY(%s::text[]::{}[])").format(column, sql.Identifier(*type_name.split(".", 1)))
     else:
         where = sql.SQL("{}::text = ANY(%s::text[])").format(column)
     query = sql.SQL("SELECT {} FROM {} WHERE {}").format(

@@ -68,6 +68,24 @@ async def test_user_columns_of_every_kind(database: str, sql: Any, kind: str, us
             assert (await strange.ready())["topics"] == []
 
 
+async def test_rows_read_by_sql_equal_those_from_the_wal_also_of_types_named_like_built_in_ones(
+    database: str, sql: Any
+) -> None:
+    sql("CREATE TYPE public.numeric AS ENUM ('1', '2')")
+    sql("CREATE TABLE subs (id int PRIMARY KEY, who text, topic public.numeric)")
+    sql("INSERT INTO subs VALUES (1, 'ann', '1')")
+    cast = Rowcast(postgres=database, auth=SECRET)
+
+    @cast.subscriptions("subs", user="who")
+    def kinds(row: dict[str, Any]) -> list[str]:
+        return [f"{type(row['topic']).__name__}:{row['topic']}"]
+
+    async with streaming(cast) as stream:
+        sql("INSERT INTO subs VALUES (2, 'ann', '2')")
+        await stream.settled()
+        assert topics(stream) == ["str:1", "str:2"]
+
+
 async def test_rules_of_functions(database: str, sql: Any) -> None:
     sql("CREATE TABLE subs (id int PRIMARY KEY, who text, config jsonb, on_ boolean)")
     sql("""INSERT INTO subs VALUES (1, 'ann', '{"symbols": ["A", "B"]}', true), (2, 'ann', '3', true)""")

@@ -6,7 +6,8 @@ import msgspec
 
 
 class ColumnInfo(msgspec.Struct, frozen=True):
-    """A column: its type's oid and name (of a domain those of the base type)."""
+    """A column: its type's oid and name, of a domain those of the base type. A type that is not built in is named
+    with its schema, `public.mood`."""
 
     type_oid: int
     type_name: str

@@ -9,7 +9,7 @@ Source: the MessagePack specification, "Extension types", for what it has no typ
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from decimal import Decimal
 from typing import Any
 
@@ -62,8 +62,8 @@ def decode(data: bytes, at: Place | None = None) -> list[Entry]:
         version, items = _unpack(data)
         if version != VERSION:
             raise DecodeError(f"the log holds entries of version {version}: update every replica to the same version")
-        return [_entry(*item, at=at) for item in items]
-    except (msgspec.DecodeError, ValueError, TypeError, ArithmeticError) as error:
+        return [_entry(item, at) for item in items]
+    except (msgspec.DecodeError, ValueError, TypeError, KeyError, ArithmeticError) as error:
         raise DecodeError(f"the log holds bytes that are no entries: {error}") from None
 
 
@@ -79,27 +79,20 @@ def _flat(entry: Entry, limit: int) -> tuple[Any, ...]:
     return (int(kind), major, minor, entry.xid, entry.time, entry.topic, entry.key, entry.event, flat)
 
 
-def _entry(
-    kind: int,
-    major: int,
-    minor: int,
-    xid: int,
-    time: int,
-    topic: str,
-    key: str | None,
-    event: str | None,
-    flat: Any,
-    *,
-    at: Place | None,
-) -> Entry:
-    body: Any
-    if kind == Kind.ROW:
-        body = RowChange(*flat)
-    elif kind == Kind.CONTROL:
-        body = Control(*flat)
-    else:
-        body = EncodedBody(flat)
-    return Entry(Kind(kind), at or (major, minor), body, topic=topic, xid=xid, key=key, event=event, time=time)
+def _entry(item: list[Any], at: Place | None) -> Entry:
+    kind, major, minor, xid, time, topic, key, event, flat = item
+    body = _BODIES[kind](flat)
+    place = at or (major, minor)
+    return Entry(_KINDS[kind], place, body, topic=topic, xid=xid, key=key, event=event, time=time)
+
+
+_KINDS = {int(kind): kind for kind in Kind}
+_BODIES: dict[int, Callable[[Any], Any]] = {
+    Kind.DATA: EncodedBody,
+    Kind.SWEEP: EncodedBody,
+    Kind.ROW: lambda flat: RowChange(*flat),
+    Kind.CONTROL: lambda flat: Control(*flat),
+}
 
 
 def _packable(value: Any) -> Any:
