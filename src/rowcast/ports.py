@@ -23,7 +23,8 @@ class Draft(msgspec.Struct, frozen=True):
     `topic` set: a DATA entry with `data` (JSON text as bytes). `control` set: a CONTROL entry for `user`.
     `event` is the SSE event name, `key` what conflation goes by. `form` says what `data` is: "data" was published,
     and is sent beside its topic; "event" is the whole event, as it is to be sent; "sweep" is one, too, for every
-    topic that begins with `topic` (a SWEEP entry).
+    topic that begins with `topic` (a SWEEP entry). `at` is the Unix time at which a control was asked for, in
+    seconds; 0: now.
     """
 
     topic: str = ""
@@ -33,6 +34,7 @@ class Draft(msgspec.Struct, frozen=True):
     control: Literal["resubscribe", "disconnect"] | None = None
     user: str = ""
     form: Literal["data", "event", "sweep"] = "data"
+    at: float = 0.0
 
 
 class Bounds(msgspec.Struct, frozen=True):

@@ -97,16 +97,15 @@ _BODIES: dict[int, Callable[[Any], Any]] = {
 
 def _packable(value: Any) -> Any:
     """A decoded value (see `values.decode`) as what MessagePack can hold without loss."""
-    kind = type(value)
-    if kind is dict:
+    if isinstance(value, dict):
         return {name: _packable(item) for name, item in value.items()}
-    if kind is list:
+    if isinstance(value, list):
         return [_packable(item) for item in value]
-    if kind is Decimal:
-        return msgspec.msgpack.Ext(_DECIMAL, str(value).encode())
-    if kind is JsonNumber:
+    if isinstance(value, JsonNumber):
         return msgspec.msgpack.Ext(_JSON_NUMBER, str(value).encode())
-    if kind is int and value not in _INTEGERS:
+    if isinstance(value, Decimal):
+        return msgspec.msgpack.Ext(_DECIMAL, str(value).encode())
+    if type(value) is int and value not in _INTEGERS:
         # In hexadecimal, since Python refuses to write or read over 4,300 decimal digits.
         return msgspec.msgpack.Ext(_BIG_INTEGER, hex(value).encode())
     return value

@@ -1,4 +1,4 @@
-"""The `memory:` log: one process, nothing kept.
+"""The `memory:` log: one process, nothing outlives it.
 
 Without Postgres it holds what the application publishes. With Postgres it is fed by the WAL, through the
 same anchor and session as the `postgres:` log, while publishing and control stay in the process.
@@ -10,13 +10,22 @@ import asyncio
 import secrets
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
-from rowcast.core.body import PublishBody
+from rowcast.core.body import body_of
 from rowcast.core.entry import Batch, Control, Entry, Kind
 from rowcast.core.position import ORIGIN, Place, Position
 from rowcast.errors import Unavailable
 from rowcast.ports import Draft, Log, State
+
+APPEND_TIMEOUT = 5.0
+"""Seconds that a publish waits for the feed to be between two transactions."""
+
+CHUNK = 512
+"""Entries in a batch of what is kept, when a tail starts."""
+
+_SMALL = 200
+"""An estimate for entries that hold no data, in bytes."""
 
 
 class MemoryLog:
@@ -43,17 +52,21 @@ class MemoryLog:
         self._bytes = 0
         self._floor: Place = ORIGIN
         self._head: Place = ORIGIN
-        self._batches: deque[Batch] = deque()
-        self._arrived = asyncio.Event()
-        self._room = asyncio.Event()
-        self._between = asyncio.Event()
-        self._between.set()
+        self._queue: deque[Batch] | None = None
+        """What the running tail has yet to yield; None when none runs."""
+        self._inside = False
+        """Whether the feed is in the middle of a transaction."""
+        self._moved = asyncio.Condition()
+        self._begun = feed is None
         self._feeding: asyncio.Task[None] | None = None
+        self._failure: BaseException | None = None
         self._closed = False
         self._since = time.time()
 
+    # ports.Log
+
     async def open(self) -> None:
-        """Open the feed, if there is one."""
+        """Open the feed, if there is one. Raises `SetupError` as it does."""
         if self._feed is not None:
             await self._feed.open()
             self._feeding = asyncio.create_task(self._take_over(self._feed))
@@ -61,12 +74,12 @@ class MemoryLog:
     async def close(self) -> None:
         """End the tail and the feed."""
         self._closed = True
-        self._arrived.set()
-        self._between.set()
+        await self._wake()
         if self._feed is not None:
             await self._feed.close()
         if self._feeding is not None:
             self._feeding.cancel()
+            await asyncio.gather(self._feeding, return_exceptions=True)
 
     def state(self) -> State:
         """That of the feed; by itself the log is always well."""
@@ -75,51 +88,78 @@ class MemoryLog:
         return State(ok=True, detail="in memory", since=self._since)
 
     async def head(self) -> Place:
-        """See `ports.Log.head`."""
+        """See `ports.Log.head`. Raises `Unavailable` when the feed can't be asked."""
         return self._head if self._feed is None else await self._feed.head()
 
     async def append(self, draft: Draft) -> Position:
-        """Append at the end. Raises `Unavailable` when the log is closed."""
-        # Within a transaction of the feed there is no place above the head that is not a change's.
-        await self._between.wait()
+        """Append at the end; see `ports.Log.append`.
+
+        Raises `Unavailable` when the log is closed, or the feed does not come to the end of a transaction: within
+        one there is no place above the head that is not a change's.
+        """
+        try:
+            async with asyncio.timeout(APPEND_TIMEOUT), self._moved:
+                await self._moved.wait_for(lambda: self._closed or (self._begun and not self._inside))
+        except TimeoutError:
+            raise Unavailable(
+                "the WAL can't be read, or is in the middle of a long transaction: it was not published; try again"
+            ) from None
         if self._closed:
             raise Unavailable("the log is closed: it was not published")
-        place = (self._head[0], self._head[1] + 1)
+        position = Position(self._epoch, self._head[0], self._head[1] + 1)
         now = time.time()
-        entry = _entry(draft, place, now)
-        self._add([entry], place, now)
-        return Position(self._epoch, *place)
+        self._add([_entry(draft, position.place, now)], position.place, now)
+        await self._wake()
+        await self._drained()
+        return position
 
     async def tail(self) -> AsyncIterator[Batch]:
         """What is kept, then what comes; see `ports.Log.tail`."""
-        self._batches.clear()
+        await self._until(lambda: self._begun)
         self._drop_old(time.time())
-        yield Batch(self._epoch, [], self._floor, reset="start")
-        if self._kept:
-            yield Batch(self._epoch, [entry for _, entry in self._kept], self._head)
-        while not self._closed:
-            while self._batches:
-                yield self._batches.popleft()
-            self._room.set()
-            self._arrived.clear()
-            await self._arrived.wait()
+        queue: deque[Batch] = deque([Batch(self._epoch, [], self._floor, reset="start")])
+        kept = [entry for _, entry in self._kept]
+        for start in range(0, len(kept), CHUNK):
+            chunk = kept[start : start + CHUNK]
+            queue.append(Batch(self._epoch, chunk, chunk[-1].place))
+        queue.append(Batch(self._epoch, [], self._head))
+        self._queue = queue
+        try:
+            while not self._closed:
+                while queue:
+                    yield queue.popleft()
+                await self._wake()
+                await self._until(lambda: bool(queue))
+        finally:
+            self._queue = None
 
     # Inside
 
     async def _take_over(self, feed: Log) -> None:
-        async for batch in feed.tail():
-            if batch.reset is not None:
-                self._kept.clear()
-                self._bytes = 0
-                # The places of a new incarnation of the feed may lie below those given out before.
-                self._epoch = secrets.token_hex(4)
-                self._floor = self._head = batch.head
-                self._batches.append(Batch(self._epoch, [], batch.head, reset=batch.reset))
-            (self._between.clear if batch.head[1] else self._between.set)()
-            self._add(batch.entries, max(batch.head, self._head), time.time())
-            # Whoever reads the feed stops reading, and so answering, while the tail is behind.
-            self._room.clear()
-            await self._room.wait()
+        try:
+            async for batch in feed.tail():
+                if batch.reset is not None:
+                    self._restart(batch, batch.reset)
+                self._inside = bool(batch.head[1])
+                self._add(batch.entries, max(batch.head, self._head), time.time())
+                await self._wake()
+                # Whoever reads the feed stops reading, and so answering, while the tail is behind.
+                await self._drained()
+        except Exception as error:
+            self._failure = error
+            await self._wake()
+            raise
+
+    def _restart(self, batch: Batch, reason: str) -> None:
+        self._kept.clear()
+        self._bytes = 0
+        self._floor = self._head = batch.head
+        if self._begun:
+            # The places of a new incarnation of the feed may lie below those given out before.
+            self._epoch = secrets.token_hex(4)
+            if self._queue is not None:
+                self._queue.append(Batch(self._epoch, [], batch.head, reset=reason))
+        self._begun = True
 
     def _add(self, entries: list[Entry], head: Place, now: float) -> None:
         for entry in entries:
@@ -127,8 +167,8 @@ class MemoryLog:
             self._bytes += _size(entry)
         self._head = head
         self._drop_old(now)
-        self._batches.append(Batch(self._epoch, entries, head))
-        self._arrived.set()
+        if self._queue is not None:
+            self._queue.append(Batch(self._epoch, entries, head))
 
     def _drop_old(self, now: float) -> None:
         kept = self._kept
@@ -141,14 +181,31 @@ class MemoryLog:
             self._bytes -= _size(entry)
             self._floor = entry.place
 
+    async def _wake(self) -> None:
+        async with self._moved:
+            self._moved.notify_all()
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        """Wait for a condition, or the end. Raises what ended the feed."""
+        async with self._moved:
+            await self._moved.wait_for(lambda: condition() or self._closed or self._failure is not None)
+        if self._failure is not None:
+            raise self._failure
+
+    async def _drained(self) -> None:
+        """Wait until the tail has yielded everything, if one runs."""
+        async with self._moved:
+            await self._moved.wait_for(lambda: not self._queue or self._closed)
+
 
 def _size(entry: Entry) -> int:
-    return entry.size if entry.kind in (Kind.DATA, Kind.SWEEP) else 200
+    return entry.size if entry.kind in (Kind.DATA, Kind.SWEEP) else _SMALL
 
 
 def _entry(draft: Draft, place: Place, now: float) -> Entry:
     time_us = round(now * 1e6)
     if draft.control is not None:
-        return Entry(Kind.CONTROL, place, Control(draft.control, draft.user, now), time=time_us)
-    body = PublishBody(draft.topic, draft.data, draft.key)
-    return Entry(Kind.DATA, place, body, topic=draft.topic, key=draft.key, event=draft.event, time=time_us)
+        return Entry(Kind.CONTROL, place, Control(draft.control, draft.user, draft.at or now), time=time_us)
+    body = body_of(draft.form, draft.topic, draft.data, draft.key)
+    kind = Kind.SWEEP if draft.form == "sweep" else Kind.DATA
+    return Entry(kind, place, body, topic=draft.topic, key=draft.key, event=draft.event, time=time_us)

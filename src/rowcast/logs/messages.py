@@ -2,7 +2,7 @@
 
 Any role may emit logical messages, even a read-only one; without a signature anybody who can connect could
 forge a "disconnect". A message is the hexadecimal HMAC-SHA256 of its text, a space, and the text: JSON with
-one letter per field.
+short names.
 
 Source: Postgres documentation, section 9.28.6 "Replication Management Functions", pg_logical_emit_message.
 """
@@ -17,7 +17,7 @@ from typing import Literal
 
 import msgspec
 
-from rowcast.core.body import PublishBody
+from rowcast.core.body import body_of
 from rowcast.core.change import Message
 from rowcast.core.entry import Control, Entry, Kind
 from rowcast.errors import ConfigError
@@ -29,19 +29,25 @@ PREFIX = "rowcast"
 MARK = "rowcast.mark"
 """The prefix of messages that only move the head on."""
 
+_VERSION = 1
 _SIGNATURE = 64
 
 
-class _Text(msgspec.Struct, omit_defaults=True, rename={"kind": "k", "nonce": "n", "topic": "t", "data": "d",
-                                                       "event": "e", "key": "y", "user": "u", "at": "a"}):  # fmt: skip
-    kind: Literal["data", "resubscribe", "disconnect"]
+_NULL = msgspec.Raw(b"null")
+_NAMES = {"version": "v", "nonce": "n", "kind": "k", "topic": "t", "data": "d", "event": "e", "user": "u", "form": "f"}
+
+
+class _Text(msgspec.Struct, omit_defaults=True, kw_only=True, rename=_NAMES):
+    version: int
     nonce: str
+    kind: Literal["data", "resubscribe", "disconnect"]
     at: float
     topic: str = ""
-    data: msgspec.Raw = msgspec.Raw()
+    data: msgspec.Raw = _NULL
     event: str | None = None
     key: str | None = None
     user: str = ""
+    form: Literal["data", "event", "sweep"] = "data"
 
 
 _decode = msgspec.json.Decoder(_Text).decode
@@ -54,7 +60,7 @@ class Messages:
     def __init__(self, secret: bytes | None) -> None:
         self._key = None if secret is None else hmac.digest(secret, b"rowcast logical message", "sha256")
         self.refused = 0
-        """Messages that were not signed by us."""
+        """Messages with our prefix that were not signed by us, or that a later version wrote."""
 
     def compose(self, draft: Draft) -> tuple[str, bytes]:
         """A nonce by which the message can be recognised, and its content.
@@ -63,14 +69,16 @@ class Messages:
         """
         nonce = secrets.token_hex(8)
         text = _Text(
-            draft.control or "data",
-            nonce,
-            time.time(),
-            draft.topic,
-            msgspec.Raw(draft.data or b"null"),
-            draft.event,
-            draft.key,
-            draft.user,
+            version=_VERSION,
+            nonce=nonce,
+            kind=draft.control or "data",
+            at=draft.at or time.time(),
+            topic=draft.topic,
+            data=msgspec.Raw(draft.data) if draft.data else _NULL,
+            event=draft.event,
+            key=draft.key,
+            user=draft.user,
+            form=draft.form,
         )
         encoded = _encode(text)
         return nonce, self._sign(encoded) + b" " + encoded
@@ -87,7 +95,26 @@ class Messages:
         """The nonce and the entry of a message; None when it is not ours or not signed by us."""
         if message.prefix != PREFIX:
             return None
-        content = message.content
+        read = self._verified(message.content)
+        return None if read is None else (read.nonce, _entry(read, message))
+
+    def draft(self, content: bytes) -> tuple[str, Draft] | None:
+        """The nonce of a message's content, and the draft that it was made of; None when we did not sign it."""
+        read = self._verified(content)
+        if read is None:
+            return None
+        draft = Draft(
+            topic=read.topic,
+            data=bytes(read.data),
+            event=read.event,
+            key=read.key,
+            control=None if read.kind == "data" else read.kind,
+            user=read.user,
+            form=read.form,
+        )
+        return read.nonce, draft
+
+    def _verified(self, content: bytes) -> _Text | None:
         signature, text = content[:_SIGNATURE], content[_SIGNATURE + 1 :]
         if self._key is None or not hmac.compare_digest(signature, self._sign(text)):
             self.refused += 1
@@ -97,7 +124,10 @@ class Messages:
         except msgspec.DecodeError:
             self.refused += 1
             return None
-        return read.nonce, _entry(read, message)
+        if read.version != _VERSION:
+            self.refused += 1
+            return None
+        return read
 
     def _sign(self, text: bytes) -> bytes:
         if self._key is None:
@@ -107,9 +137,9 @@ class Messages:
 
 def _entry(read: _Text, message: Message) -> Entry:
     if read.kind == "data":
-        body = PublishBody(read.topic, bytes(read.data), read.key)
+        body = body_of(read.form, read.topic, bytes(read.data), read.key)
         return Entry(
-            Kind.DATA,
+            Kind.SWEEP if read.form == "sweep" else Kind.DATA,
             message.place,
             body,
             topic=read.topic,

@@ -117,9 +117,9 @@ async def tailing(log: Log) -> AsyncIterator[Tail]:
         await tail.stop()
 
 
-def data(topic: str, text: bytes = b"1", **more: str) -> Draft:
+def data(topic: str, text: bytes = b"1", *, event: str | None = None, key: str | None = None) -> Draft:
     """Something to publish."""
-    return Draft(topic=topic, data=text, **more)
+    return Draft(topic=topic, data=text, event=event, key=key)
 
 
 def assert_orderly(tail: Tail) -> None:
@@ -191,6 +191,18 @@ class LogSuite:
             assert (entry.topic, entry.event, entry.key) == ("topic:ü", "price", "k%s")
             assert entry.body.encode(1 << 20) == b'{"topic":"topic:\xc3\xbc","data":' + text + b',"key":"k%s"}'
             assert entry.time > 0
+
+    async def test_whole_events_come_as_they_are(self, logs: Logs) -> None:
+        """What a draft's `form` says: an event is not wrapped once more, a sweep is for all topics of its prefix."""
+        log = await logs.make()
+        event = b'{"topic":"a:1","action":"insert","record":{"n":1.10}}'
+        async with tailing(log) as tail:
+            await log.append(Draft(topic="a:1", data=event, key="k", form="event"))
+            await log.append(Draft(topic="a:", data=event, form="sweep"))
+            first, second = tail.entries
+            assert (first.kind, first.topic, first.key) == (Kind.DATA, "a:1", "k")
+            assert (second.kind, second.topic, second.key) == (Kind.SWEEP, "a:", None)
+            assert first.body.encode(1 << 20) == second.body.encode(1 << 20) == event
 
     async def test_control_entries(self, logs: Logs) -> None:
         """Resubscribe and disconnect travel in the same order as data."""
