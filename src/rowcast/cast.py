@@ -216,21 +216,30 @@ class Rowcast:
     async def resubscribe(self, user: str) -> Position:
         """Have every replica read the user's subscriptions anew, at this place in the log.
 
-        Row rules need no such call: they see the rows change. Raises `Unavailable`.
+        Row rules need no such call: they see the rows change. While the log is away it is in force on this replica
+        at once, and on the others as soon as the log is back.
         """
         return await self.append(Draft(control="resubscribe", user=_name("user", user)))
 
     async def disconnect(self, user: str) -> Position:
-        """End the user's streams on every replica, and refuse the tokens issued to them before now."""
+        """End the user's streams on every replica, and refuse the tokens issued to them before now.
+
+        While the log is away it is in force on this replica at once, and on the others as soon as the log is back.
+        """
         return await self.append(Draft(control="disconnect", user=_name("user", user)))
 
     async def append(self, draft: Draft) -> Position:
-        """Append to the log; failures are counted. Raises `Unavailable`."""
+        """Append to the log; failures are counted. Raises `Unavailable`.
+
+        A control that can't be appended is in force on this replica at once, and is kept until it can be.
+        """
         try:
             return await self.log.append(draft)
         except Unavailable:
             self.append_failures += 1
-            raise
+            if draft.control is None:
+                raise
+            return self.replica.pending.keep(draft)
 
     def _not_running(self, what: str) -> None:
         if self._replica is not None:

@@ -17,16 +17,21 @@ from rowcast.config import Config, Postgres
 from rowcast.core.catalog import Catalog
 from rowcast.core.routes import Route, Router
 from rowcast.core.rules import Rule
-from rowcast.core.validate import bind, validate
+from rowcast.core.validate import bind, bind_routes, validate
 from rowcast.core.values import SESSION_OPTIONS
 from rowcast.errors import ConfigError, SetupError
 from rowcast.http.channels import ensure_channels
 from rowcast.hub import Hub
 from rowcast.loader import PostgresLoader
 from rowcast.logs.guard import Guard
+from rowcast.logs.leader import WalLeader
 from rowcast.logs.memory import MemoryLog
 from rowcast.logs.messages import Messages
 from rowcast.logs.postgres import PostgresLog
+from rowcast.logs.redis import RedisLog
+from rowcast.logs.redis_store import RedisStore
+from rowcast.logs.slot_watch import SlotWatch
+from rowcast.pending import Pending
 from rowcast.ports import Loader, Log
 from rowcast.sources.catalog import only, read_catalog
 from rowcast.sources.publication import ensure_publication
@@ -35,6 +40,9 @@ from rowcast.sources.wal import options
 logger = logging.getLogger(__name__)
 
 Pool = AsyncConnectionPool[psycopg.AsyncConnection[tuple[Any, ...]]]
+
+REDIS = ("redis:", "rediss:")
+"""What the URLs of a log on Redis or Valkey begin with."""
 
 POOL_SIZE = 6
 """Connections for subscriptions, channels, publishing and the guard. No stream holds one."""
@@ -80,7 +88,7 @@ class Replica:
         self.id = secrets.token_hex(4)
         self.name = config.server.name or self.id
         self.pool: Pool | None = None
-        self.guard: Guard | None = None
+        self.guard: Guard | SlotWatch | None = None
         self.failed: BaseException | None = None
         """What ended a part that must not end; the process is of no use then."""
         self.channels = False
@@ -88,6 +96,7 @@ class Replica:
         self.warnings: list[str] = []
         """What validation found: works, but not for every change."""
         self.hub: Hub
+        self.pending: Pending
         self.log: Log
         self.router: Router
         self._routes = routes
@@ -95,12 +104,21 @@ class Replica:
         self._authenticator = authenticator
         self._tasks: list[asyncio.Task[None]] = []
 
+    @property
+    def reads_wal(self) -> bool:
+        """Whether this replica reads the WAL: with a redis log only the elected one does."""
+        leader = getattr(self.log, "leader", None)
+        return bool(leader.leading) if leader is not None else self.config.postgres is not None
+
     async def start(self) -> None:
         """Connect, check, create what is missing, and fill the ring.
 
         Raises `ConfigError` or `SetupError`; nothing is left behind then.
         """
         self.config.require_auth()
+        config = self.config
+        if config.webhooks.configured and config.log_url.startswith("postgres:") and config.signing_secret is None:
+            raise ConfigError("what comes by webhook is put into the WAL signed: set [api] key to sign it with")
         try:
             await self._start()
         except BaseException:
@@ -140,32 +158,41 @@ class Replica:
         if self.config.postgres is not None:
             catalog = await self._prepare(self.config.postgres)
             self.router = Router(self._routes, self._rules, envelope=self.config.server.envelope)
-            postgres_log = self._postgres_log(self.config.postgres, catalog)
-            self.log = self._pick_log(postgres_log)
+            if self.config.log_url.startswith(REDIS):
+                self.log = self._redis_log(self._leader(self.config.postgres, catalog))
+            else:
+                self.log = self._pick_log(self._postgres_log(self.config.postgres, catalog))
             if self._rules:
                 assert self.pool is not None
                 loader = PostgresLoader(self.pool, self._rules, catalog, self.log.head)
         else:
-            if self._routes or self._rules:
-                raise ConfigError("routes and subscriptions read tables: set [postgres] url")
-            self.router = Router([])
+            if self._rules:
+                raise ConfigError("subscriptions read tables: set [postgres] url")
+            if self._routes and not self.config.webhooks.configured:
+                raise ConfigError(
+                    "routes send changes of tables: set [postgres] url, or the secret of a webhook that brings them"
+                )
+            self.router = Router(self._routes, envelope=self.config.server.envelope)
             self.log = self._pick_log(None)
         self.hub = self._make_hub(loader)
+        self.pending = Pending(self.hub, self.log)
         await self.log.open()
         self._run(self.hub.run())
         self._run(self.hub.joins.run())
         self._run(self.hub.wheel.run())
+        self._run(self.pending.run())
         if self.guard is not None:
             self._run(self.guard.run())
         await self._warm_up()
 
     async def _prepare(self, postgres: Postgres) -> Catalog:
         """Connect, create the channel table, and check routes and rules against the catalogue."""
+        await _try(postgres.url)
         self.pool = make_pool(postgres)
         try:
             await self.pool.open(wait=True, timeout=10)
         except PoolTimeout:
-            raise SetupError(f"Postgres can't be reached: {await _why(postgres.url)}") from None
+            raise SetupError("Postgres can't be reached: it took longer than 10 s") from None
         async with self.pool.connection() as connection:
             self.channels = await ensure_channels(connection, self.config.channels.enabled)
             catalog = await read_catalog(connection)
@@ -173,6 +200,7 @@ class Replica:
             for warning in self.warnings:
                 logger.warning("%s", warning)
             self._rules = bind(self._rules, catalog)
+            self._routes = bind_routes(self._routes, catalog)
             tables = Router(self._routes, self._rules).tables
             await ensure_publication(connection, postgres.publication, catalog, tables)
         return catalog
@@ -203,6 +231,8 @@ class Replica:
 
     def _pick_log(self, postgres_log: PostgresLog | None) -> Log:
         url = self.config.log_url
+        if url.startswith(REDIS):
+            return self._redis_log(None)
         if url.startswith("postgres:"):
             if postgres_log is None:
                 raise ConfigError('[log] url = "postgres:" needs a [postgres] section with url')
@@ -215,7 +245,42 @@ class Replica:
                 max_entries=section.max_entries,
                 max_bytes=section.max_bytes,
             )
-        raise ConfigError(f'[log] url = "{url}": there are "memory:" and "postgres:" in this version')
+        raise ConfigError('[log] url: there are "memory:", "postgres:" and "redis://host:6379/0"')
+
+    def _leader(self, postgres: Postgres, catalog: Catalog) -> WalLeader:
+        assert self.pool is not None
+        leader = WalLeader(
+            postgres.url,
+            self.pool,
+            RedisStore(self.config.log_url),
+            self.router,
+            self.config.signing_secret,
+            replica=self.name,
+            slot=postgres.slot,
+            publication=postgres.publication,
+            max_event=self.config.server.max_event,
+            redo=self.config.log.redo,
+        )
+        self.guard = SlotWatch(
+            leader,
+            self.pool,
+            only(catalog, self.router.tables),
+            publication=postgres.publication,
+            max_held_wal=postgres.max_held_wal,
+            drop_at_limit=postgres.on_held_wal == "drop",
+        )
+        return leader
+
+    def _redis_log(self, leader: WalLeader | None) -> RedisLog:
+        section = self.config.log
+        return RedisLog(
+            leader.store if leader is not None else RedisStore(self.config.log_url),
+            leader,
+            max_event=self.config.server.max_event,
+            retention=section.retention,
+            max_entries=section.max_entries,
+            max_bytes=section.max_bytes,
+        )
 
     def _make_hub(self, loader: Loader | None) -> Hub:
         server = self.config.server
@@ -253,11 +318,10 @@ class Replica:
             logger.critical("a part of the replica failed", exc_info=error)
 
 
-async def _why(url: str) -> str:
-    """Why a connection can't be had: the pool only says that it timed out."""
+async def _try(url: str) -> None:
+    """Connect once: the pool would try for a long time, and say only that it took too long."""
     try:
-        connection = await psycopg.AsyncConnection.connect(url, connect_timeout=5)
+        connection = await psycopg.AsyncConnection.connect(url, connect_timeout=10)
     except psycopg.Error as error:
-        return " ".join(str(error).split())
+        raise SetupError(f"Postgres can't be reached: {' '.join(str(error).split())}") from None
     await connection.close()
-    return "it took longer than 10 s"

@@ -67,9 +67,10 @@ class Metrics(Collector):
         yield CounterMetricFamily(
             "rowcast_log_append_failures", "Appends to the log that failed", value=self._cast.append_failures
         )
-        # These logs take control entries at once or not at all, and have no reader to elect.
-        yield GaugeMetricFamily("rowcast_control_pending", "Control entries that wait for the log", value=0)
-        yield GaugeMetricFamily("rowcast_leader", "Whether this replica reads the WAL", value=replica.guard is not None)
+        yield GaugeMetricFamily(
+            "rowcast_control_pending", "Control entries that wait for the log", value=len(replica.pending)
+        )
+        yield GaugeMetricFamily("rowcast_leader", "Whether this replica reads the WAL", value=replica.reads_wal)
         if replica.guard is not None:
             reading = replica.log.state()
             yield GaugeMetricFamily("rowcast_slot_held_bytes", "WAL held back by the slots", value=replica.guard.held)

@@ -1,0 +1,208 @@
+"""The keys of the `redis://` log and what is done to them: every command that the log sends to Redis or Valkey.
+
+Both keys lie in one slot of a cluster: the head hash has the stream's name for its hash tag.
+
+Nothing is sent twice by the client itself: a script whose answer was lost may have run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.resources import files
+from typing import Any, NamedTuple
+
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import AuthenticationError, OutOfMemoryError, ReadOnlyError, RedisError, ResponseError
+
+from rowcast.core.position import Place
+from rowcast.errors import Unavailable
+from rowcast.logs.redis_cursor import Head, Item, format_place, parse_place
+
+STREAM = "rowcast:log"
+HEAD = "{rowcast:log}:head"
+
+BLOCK = 1.0
+"""Seconds that a read waits for the next item."""
+
+TIMEOUT = 4.0
+"""Seconds after which a connection that does not answer is given up; above BLOCK, below wal_sender_timeout."""
+
+REPLICATION_WAIT = 200
+"""Milliseconds that a publish waits for Redis's own replicas."""
+
+READ_ITEMS = 16
+"""Items read at once: with batches of 512 entries, about a megabyte."""
+
+_HEAD_FIELDS = ("inc", "wal", "top", "pub", "db")
+
+
+class Refused(Unavailable):
+    """Redis answered, and did not do it."""
+
+
+class Answer(NamedTuple):
+    """What a script answers; see redis_scripts/*.lua for the codes."""
+
+    code: str
+    detail: str
+
+
+class RedisStore:
+    """Talks to one Redis or Valkey.
+
+    `url`: `redis://[[user]:password@]host:port/db`, `rediss://` for TLS; see redis-py's `Redis.from_url` for its
+    parameters. `block`: seconds that a read waits for the next item (0: not at all). Every method raises `Refused`
+    when Redis answers with an error, and `Unavailable` when it can't be reached or does not answer in TIMEOUT.
+    """
+
+    def __init__(self, url: str, *, block: float = BLOCK) -> None:
+        self._redis: Redis = Redis.from_url(
+            url,
+            retry=Retry(NoBackoff(), 0),
+            socket_timeout=TIMEOUT,
+            socket_connect_timeout=TIMEOUT,
+            client_name="rowcast",
+            socket_read_size=1 << 18,
+            # The shape of answers depends on it, and 6.2 to 8 all speak it.
+            protocol=2,
+        )
+        self._block = round(block * 1000)
+        self._keys = [STREAM, HEAD]
+        self._append = self._redis.register_script(_script("append"))
+        self._publish = self._redis.register_script(_script("publish"))
+        self._renew = self._redis.register_script(_script("renew"))
+        self.replicas = 0
+        """Redis's own replicas, as of the last `ping`."""
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._redis.aclose()
+
+    async def ping(self) -> None:
+        """Ask whether it is there, and how many replicas it has."""
+        async with _asking():
+            info = await self._redis.info("replication")
+        self.replicas = int(info.get("connected_slaves", 0))
+
+    async def look(self) -> tuple[Head | None, Item | None]:
+        """The head and the oldest item, as of one moment."""
+        async with _asking(), self._redis.pipeline(transaction=True) as pipe:
+            pipe.hmget(HEAD, _HEAD_FIELDS)
+            pipe.xrange(STREAM, count=1)
+            fields, items = await pipe.execute()
+        return _head(fields), Item.parse(*items[0]) if items else None
+
+    async def head(self) -> Head | None:
+        """The head; None when there is none: the log was flushed, or never begun."""
+        async with _asking():
+            return _head(await self._redis.hmget(HEAD, _HEAD_FIELDS))
+
+    async def read(self, after: Place) -> list[Item]:
+        """The next items, at most READ_ITEMS; none when none came in time."""
+        async with _asking():
+            found: Any = await self._redis.xread(
+                {STREAM: format_place(after)}, count=READ_ITEMS, block=self._block or None
+            )
+        return [Item.parse(name, fields) for _, items in found for name, fields in items]
+
+    async def append(
+        self, incarnation: str, before: Place, last: Place, data: bytes, *, count: int, now: float
+    ) -> Answer:
+        """Append a batch of the WAL's entries; see redis_scripts/append.lua."""
+        arguments: list[bytes | str | int] = [
+            incarnation,
+            format_place(before),
+            format_place(last),
+            data,
+            round(now * 1000),
+            count,
+        ]
+        async with _asking():
+            return _answer(await self._append(self._keys, arguments))
+
+    async def publish(self, nonce: str, data: bytes, *, now: float) -> Answer:
+        """Append one published entry; see redis_scripts/publish.lua.
+
+        Where Redis has replicas, they are given REPLICATION_WAIT to have it too.
+        """
+        arguments: list[bytes | str | int] = [nonce, data, round(now * 1000)]
+        async with _asking():
+            if not self.replicas:
+                return _answer(await self._publish(self._keys, arguments))
+            # WAIT speaks of what was written on its own connection.
+            async with self._redis.client() as one:
+                answer = _answer(await self._publish(self._keys, arguments, client=one))
+                await one.wait(self.replicas, REPLICATION_WAIT)
+                return answer
+
+    async def renew(self, old: str, new: str, place: Place, database: str) -> Answer:
+        """Begin a new incarnation in the place of `old` ("": of none); see redis_scripts/renew.lua."""
+        arguments: list[bytes | str | int] = [old, new, format_place(place), database]
+        async with _asking():
+            return _answer(await self._renew(self._keys, arguments))
+
+    async def trim(self, place: Place) -> None:
+        """Drop every item below a place."""
+        async with _asking():
+            await self._redis.xtrim(STREAM, minid=format_place(place), approximate=False)
+
+
+def mint() -> str:
+    """A name that nobody else has: for a published entry, and part of an incarnation's."""
+    return secrets.token_hex(8)
+
+
+@asynccontextmanager
+async def _asking() -> AsyncIterator[None]:
+    failure: Exception | None = None
+    try:
+        async with asyncio.timeout(TIMEOUT + BLOCK):
+            yield
+    except (RedisError, OSError, TimeoutError) as error:
+        failure = error
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        # Before Python 3.12, asyncio.wait_for forgets a cancellation that comes as a command is being sent.
+        raise asyncio.CancelledError
+    if failure is not None:
+        raise _explained(failure) from failure
+
+
+def _explained(error: Exception) -> Unavailable:
+    text = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, AuthenticationError):
+        return Refused(f"Redis refuses the user or password of [log] url: {text}")
+    if isinstance(error, ResponseError):
+        return Refused(f"Redis refuses: {text}{_advice(error)}")
+    return Unavailable(f"Redis can't be reached: {text}")
+
+
+def _advice(error: Exception) -> str:
+    if isinstance(error, OutOfMemoryError):
+        return "; raise its maxmemory, or lower [log] max_bytes"
+    if isinstance(error, ReadOnlyError):
+        return "; [log] url leads to a replica: name the primary"
+    if str(error).startswith("MISCONF"):
+        return "; it can't write its snapshot: see its own log"
+    return ""
+
+
+def _head(fields: Any) -> Head | None:
+    if fields[0] is None:
+        return None
+    incarnation, wal, top, pub, database = ((field or b"").decode() for field in fields)
+    return Head(incarnation, parse_place(wal), parse_place(top), pub, database)
+
+
+def _answer(answer: list[bytes]) -> Answer:
+    code, detail = (part.decode() for part in answer)
+    return Answer(code, detail)
+
+
+def _script(name: str) -> str:
+    return (files("rowcast.logs") / "redis_scripts" / f"{name}.lua").read_text()
