@@ -22,13 +22,9 @@ def main() -> None:
     parser.add_argument("--only", default=",".join(CASES), help="cases, separated by commas")
     arguments = parser.parse_args()
     now = datetime.now(UTC)
-    lines = [
-        f"# {now:%Y-%m-%d}",
-        "",
-        f"`python -m benchmarks --rows {arguments.rows} --runs {arguments.runs} --only {arguments.only}`, "
-        f"Python {platform.python_version()}, {platform.machine()}. Medians; ratios are of the same run.",
-        "",
-    ]
+    command = f"python -m benchmarks --rows {arguments.rows} --runs {arguments.runs} --only {arguments.only}"
+    machine = f"Python {platform.python_version()}, {platform.machine()}"
+    lines = [f"# {now:%Y-%m-%d}", "", f"`{command}`, {machine}. Medians; ratios are of the same run.", ""]
     for name in arguments.only.split(","):
         for line in CASES[name](arguments.rows, arguments.runs):
             lines.append(line)

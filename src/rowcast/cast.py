@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from rowcast.core.entry import user_topic
 from rowcast.core.position import Position
 from rowcast.core.routes import Route
 from rowcast.core.rules import RowRule
+from rowcast.core.template import fits
 from rowcast.errors import BadRequest, Unavailable
 from rowcast.logs.messages import Messages
 from rowcast.ports import Draft
@@ -54,6 +56,7 @@ class Rowcast:
         self._routes = [route.to_route() for route in self.config.routes]
         self._rules = [rule.to_rule(index) for index, rule in enumerate(self.config.subscriptions)]
         self._replica: Replica | None = None
+        self._changing = asyncio.Lock()
         self.append_failures = 0
 
     @classmethod
@@ -141,16 +144,18 @@ class Rowcast:
 
         Raises `ConfigError` or `SetupError` with what to change.
         """
-        if self._replica is None:
-            replica = Replica(self.config, self._routes, self._rules, self.authenticator)
-            await replica.start()
-            self._replica = replica
+        async with self._changing:
+            if self._replica is None:
+                replica = Replica(self.config, self._routes, self._rules, self.authenticator)
+                await replica.start()
+                self._replica = replica
 
     async def stop(self) -> None:
         """End all streams and let go of everything."""
-        replica, self._replica = self._replica, None
-        if replica is not None:
-            await replica.stop()
+        async with self._changing:
+            replica, self._replica = self._replica, None
+            if replica is not None:
+                await replica.stop()
 
     @asynccontextmanager
     async def lifespan(self, app: object = None) -> AsyncIterator[None]:
@@ -269,6 +274,6 @@ def _event(name: str) -> str:
 
 def _name(what: str, value: str) -> str:
     """Check a name that will stand in an SSE field or be a topic."""
-    if not value or len(value) > MAX_NAME or any(char in value for char in "\r\n\0"):
+    if len(value) > MAX_NAME or not fits(value):
         raise BadRequest(f"{what} must have 1 to {MAX_NAME} characters, and no CR, LF or NUL: {value[:60]!r}")
     return value

@@ -77,7 +77,6 @@ class Hub:
         self.streams: dict[Stream, None] = {}
         self.draining = False
         self.deliveries = 0
-        self.resets = 0
         self.entries: Counter[str] = Counter()
         self.catchups: Counter[str] = Counter()
         self.ended: Counter[str] = Counter()
@@ -132,14 +131,18 @@ class Hub:
 
     async def warm_up(self) -> None:
         """Wait until everything that was committed before this call has been dispatched into the ring."""
-        await self.passed(await self.log.head())
+        epoch = None
+        while epoch != self.epoch:  # a log that begins anew meanwhile has other places
+            epoch = self.epoch
+            await self.passed(await self.log.head())
         await self.joins.prune()
         self.warm = True
         self._since = time.time()
 
     async def passed(self, place: Place) -> None:
-        """Wait until the head is at or above a place."""
-        while self.wire.head < place:
+        """Wait until the head is at or above a place of the current epoch, or the epoch is another."""
+        epoch = self.epoch
+        while self.wire.head < place and self.epoch == epoch:
             self._moved.clear()
             await self._moved.wait()
 
@@ -154,7 +157,6 @@ class Hub:
             self.handle_entry(entry)
         self.wire.head = max(self.wire.head, batch.head)
         self.settle()
-        self._flush()
         self.joins.mind(self.subscriptions.recent)
         self._moved.set()
 
@@ -197,7 +199,9 @@ class Hub:
         elif control.user in self.users:
             if self.subscriptions.has_sql:
                 self.reload(control.user, tell=True)
-            elif self.subscriptions.exact(control.user):
+            elif not self.subscriptions.exact(control.user):
+                self.joins.tell(control.user)
+            else:
                 # Row rules are exact without being asked: the event only answers the caller.
                 topics = self.subscriptions.topics(control.user)
                 self._change(TopicChange(control.user, topics), self.wire.head, tell=True)
@@ -221,8 +225,8 @@ class Hub:
             logger.warning("log restarted at %s: %s", self.wire.position(batch.head), reason)
         for user, streams in self.users.items():
             for stream in streams:
+                stream.after = None
                 if stream.state not in (StreamState.STARTING, StreamState.ENDED):
-                    self.resets += 1
                     stream.pause(batch.head, reset=reason)
             self.subscriptions.expect(user)
             self.joins.want(user)
@@ -243,7 +247,6 @@ class Hub:
         for user in stale:
             self.subscriptions.expect(user)
         self.settle()
-        self._flush()
         return stale
 
     def settle(self) -> None:
@@ -255,9 +258,11 @@ class Hub:
                     topics = stream.effective(change.topics)
                     self._reindex(stream, topics)
                     stream.resume(topics, tell=tell)
+                    self._mark(stream)
         if self._starting:
             for stream in tuple(self._starting):
                 self._try_start(stream)
+        self._flush()
 
     # The clients' side
 
@@ -294,7 +299,12 @@ class Hub:
         self.wheel.add(stream)
         if cursor is not None and cursor.epoch == self.epoch and cursor.place > self.wire.head:
             self.joins.want_head(stream)
-        self._try_start(stream)
+        try:
+            self._try_start(stream)
+        except Exception:
+            self.drop(stream)
+            raise
+        self._flush()
         return stream
 
     def end(self, stream: Stream, reason: str, *, retry: int | None = None) -> None:
@@ -302,6 +312,15 @@ class Hub:
         stream.end(reason, retry)
         self.ended[reason] += 1
         self.drop(stream)
+        self.wake(stream)
+
+    def wake(self, stream: Stream) -> None:
+        """Wake a stream's writer. One stream's trouble must not reach the others."""
+        try:
+            stream.wake()
+        except Exception:
+            logger.exception("a stream could not be woken")
+            self.drop(stream)
 
     def drop(self, stream: Stream) -> None:
         """Forget a stream: its client is gone, or it was ended. Forgetting twice is fine."""
@@ -333,12 +352,9 @@ class Hub:
         topics = stream.effective(self.subscriptions.topics(user))
         self._reindex(stream, topics)
         stream.start(topics, place, reset)
-        if reset is not None:
-            self.resets += 1
         if place is not None:
             self.catchups["reconnect"] += 1
         self._mark(stream)
-        stream.wake()
 
     def _resumable(self, cursor: Position | None) -> tuple[str | None, Place | None]:
         """Whether a stream can go on from a client's position: (why not, the place to go on from)."""
@@ -371,9 +387,4 @@ class Hub:
         dirty, self._dirty = self._dirty, []
         for stream in dirty:
             stream.dirty = False
-            try:
-                stream.wake()
-            except Exception:
-                # One stream's trouble must not reach the others.
-                logger.exception("a stream could not be woken")
-                self.drop(stream)
+            self.wake(stream)

@@ -52,7 +52,7 @@ class Joins:
         """Have a user read (again); a load of them that is under way is ignored. `tell`: once done, say so
         to their streams even if nothing differs."""
         if tell:
-            self._tell.add(user)
+            self.tell(user)
         if self._loader is None:
             self._hub.subscriptions.join(Load(ORIGIN, {user: UserRows()}))
             self._hub.settle()
@@ -75,6 +75,10 @@ class Joins:
         for user in self._wanted.keys() & load.users.keys():
             del load.users[user]
         return self._hub.join(load)
+
+    def tell(self, user: str) -> None:
+        """Once the user is read, say so to their streams even if nothing differs."""
+        self._tell.add(user)
 
     def told(self, user: str) -> bool:
         """Whether the user's streams are to be told though nothing differs; asked once."""
@@ -120,10 +124,17 @@ class Joins:
                 await self._round()
             except Unavailable as error:
                 logger.warning("subscriptions can't be read: %s", error)
-                self._give_up()
-                await asyncio.sleep(RETRY)
-                if self._wanted or self._heads:
-                    self._work.set()
+                await self._pause()
+            except Exception:
+                # Whatever it was, those who wait must be told, and those who come must be served.
+                logger.exception("subscriptions could not be read")
+                await self._pause()
+
+    async def _pause(self) -> None:
+        self._give_up()
+        await asyncio.sleep(RETRY)
+        if self._wanted or self._heads:
+            self._work.set()
 
     async def _round(self) -> None:
         if self._heads:
@@ -141,8 +152,8 @@ class Joins:
             try:
                 async with self._reading:
                     stale.extend(self.deliver(await self._loader.load(users)))
-            except Unavailable:
-                for user in users:
+            except Exception:
+                for user in (*users, *stale):
                     if user in self._hub.users:
                         self._wanted[user] = None
                 raise

@@ -6,13 +6,16 @@ equals the same value when it comes by in the log.
 
 from __future__ import annotations
 
+import logging
 import re
+import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import psycopg
 from psycopg import sql
+from psycopg.errors import QueryCanceled
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 
@@ -23,7 +26,13 @@ from rowcast.core.position import Place
 from rowcast.core.rules import RowRule, SqlRule
 from rowcast.core.snapshot import Snapshot
 from rowcast.core.subscriptions import Load, UserRows
+from rowcast.core.template import fits
 from rowcast.errors import Unavailable
+
+logger = logging.getLogger(__name__)
+
+FAILURE_INTERVAL = 60.0
+"""Seconds between two log lines about an SQL rule that fails."""
 
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,18}", re.ASCII)
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII)
@@ -49,6 +58,9 @@ class PostgresLoader:
         self._rules = rules
         self._catalog = catalog
         self._mark = mark
+        self.failures = 0
+        """How often an SQL rule failed for a user."""
+        self._told: dict[int, float] = {}
 
     async def load(self, users: list[str]) -> Load:
         """Read all rules for all `users` in one REPEATABLE READ transaction, then mark the WAL.
@@ -66,7 +78,7 @@ class PostgresLoader:
                         if isinstance(rule, RowRule):
                             await self._read_rows(connection, rule, read)
                         else:
-                            await _read_topics(connection, rule, read)
+                            await self._read_topics(connection, rule, read)
                 finally:
                     await connection.execute("COMMIT")
             return Load(await self._mark(), read, snapshot)
@@ -107,6 +119,33 @@ class PostgresLoader:
             if user in read:
                 read[user].rows[rule.index] = rows
 
+    async def _read_topics(
+        self, connection: psycopg.AsyncConnection[TupleRow], rule: SqlRule, read: dict[str, UserRows]
+    ) -> None:
+        """Ask an SQL rule for each user. A user for whom it fails has no topics of it, and holds up nobody else."""
+        for user, rows in read.items():
+            await connection.execute("SAVEPOINT rule")
+            try:
+                cursor = await connection.execute(rule.sql.encode(), {"user": user})
+                found = await cursor.fetchall()
+            except psycopg.Error as error:
+                lasting = not isinstance(error, psycopg.OperationalError) or isinstance(error, QueryCanceled)
+                if connection.broken or not lasting:
+                    raise
+                await connection.execute("ROLLBACK TO SAVEPOINT rule")
+                self._failed(rule, error)
+                found = []
+            rows.topics[rule.index] = frozenset(
+                topic for row in found if row[0] is not None and fits(topic := values.text(row[0]))
+            )
+
+    def _failed(self, rule: SqlRule, error: psycopg.Error) -> None:
+        self.failures += 1
+        now = time.monotonic()
+        if now - self._told.get(rule.index, -FAILURE_INTERVAL) >= FAILURE_INTERVAL:
+            self._told[rule.index] = now
+            logger.warning("%s: the query failed for a user, who has no topics of it: %s", rule.origin, _line(error))
+
 
 def rows_query(rule: RowRule, table: TableInfo) -> tuple[sql.Composed, Callable[[str], bool]]:
     """The query for a rule's rows of some users, and the test whether a user id can stand in its column.
@@ -132,13 +171,6 @@ def rows_query(rule: RowRule, table: TableInfo) -> tuple[sql.Composed, Callable[
         where,
     )
     return query, accepts
-
-
-async def _read_topics(connection: psycopg.AsyncConnection[TupleRow], rule: SqlRule, read: dict[str, UserRows]) -> None:
-    for user, rows in read.items():
-        cursor = await connection.execute(rule.sql.encode(), {"user": user})
-        topics = [row[0] for row in await cursor.fetchall()]
-        rows.topics[rule.index] = frozenset(values.text(topic) for topic in topics if topic is not None)
 
 
 async def _snapshot(connection: psycopg.AsyncConnection[TupleRow]) -> Snapshot:

@@ -55,10 +55,7 @@ DRAIN_PAUSE = 0.05
 
 
 def make_pool(postgres: Postgres) -> Pool:
-    """The pool of ordinary connections; to be opened. In autocommit mode, with text as the WAL has it.
-
-    Local durability is all that a mark needs: with a synchronous standby away, a commit would wait for ever.
-    """
+    """The pool of ordinary connections; to be opened. In autocommit mode, with text as the WAL has it."""
     return AsyncConnectionPool(
         postgres.url,
         open=False,
@@ -68,7 +65,7 @@ def make_pool(postgres: Postgres) -> Pool:
         kwargs={
             "autocommit": True,
             "application_name": "rowcast",
-            "options": options(SESSION_OPTIONS | {"synchronous_commit": "local"}),
+            "options": options(SESSION_OPTIONS, postgres.url),
             "connect_timeout": 5,
         },
     )

@@ -71,8 +71,9 @@ class Wheel:
                 self._hub.end(stream, reason)
             elif stream.state is StreamState.STARTING:
                 self._hub.end(stream, reason, retry=random.randrange(2_000, 6_000))  # noqa: S311
-        for stream in self._slots[self._next]:
+        for stream in tuple(self._slots[self._next]):
             stream.beat()
+            self._hub.wake(stream)
         self._next = (self._next + 1) % len(self._slots)
 
     def _slot(self, number: int) -> dict[Stream, None]:

@@ -16,15 +16,13 @@ from rowcast.logs.messages import Messages
 from rowcast.logs.postgres import PostgresLog
 from rowcast.ports import Log
 from rowcast.replica import make_pool
-from rowcast.testing.log_suite import Logs, LogSuite
+from rowcast.testing.log_suite import Logs, LogSuite, SharedLogSuite
 
 _numbers = itertools.count(1)
 
 
 class MemoryLogs:
     """Logs of one process, without a source."""
-
-    shared = False
 
     def __init__(self) -> None:
         self.made: list[Log] = []
@@ -45,8 +43,6 @@ class MemoryLogs:
 
 class PostgresLogs:
     """Logs that read one database's WAL."""
-
-    shared = True
 
     def __init__(self, url: str, pool: Pool) -> None:
         self.url = url
@@ -85,8 +81,6 @@ class PostgresLogs:
 class FedLogs(PostgresLogs):
     """Logs of one process, fed by the WAL."""
 
-    shared = False
-
     def new(self) -> Log:
         return MemoryLog(super().new())
 
@@ -99,7 +93,7 @@ class TestMemory(LogSuite):
         await logs.close()
 
 
-class TestPostgres(LogSuite):
+class TestPostgres(SharedLogSuite):
     @pytest.fixture
     async def logs(self, database: str) -> AsyncIterator[Logs]:
         _publication(database)

@@ -17,7 +17,7 @@ from rowcast.logs.redis import RedisLog
 from rowcast.logs.redis_store import RedisStore
 from rowcast.ports import Log
 from rowcast.replica import make_pool
-from rowcast.testing.log_suite import Logs, LogSuite
+from rowcast.testing.log_suite import Logs
 from rowcast.testing.valkey import ValkeyServer
 
 REDIS = Path("/usr/bin/redis-server")
@@ -42,8 +42,6 @@ def redis() -> Iterator[ValkeyServer]:
 
 class RedisLogs:
     """Replicas' views of one log; `pool` None: there is no database."""
-
-    shared = True
 
     def __init__(self, server: ValkeyServer, url: str = "", pool: Pool | None = None) -> None:
         self.server = server
@@ -88,7 +86,7 @@ class RedisLogs:
             await log.close()
 
 
-class TestRedis(LogSuite):
+class TestRedis(SharedLogSuite):
     @pytest.fixture
     async def logs(self, redis: ValkeyServer) -> AsyncIterator[Logs]:
         logs = RedisLogs(redis)
@@ -96,7 +94,7 @@ class TestRedis(LogSuite):
         await logs.close()
 
 
-class TestValkey(LogSuite):
+class TestValkey(SharedLogSuite):
     @pytest.fixture
     async def logs(self, valkey: ValkeyServer) -> AsyncIterator[Logs]:
         logs = RedisLogs(valkey)
@@ -104,7 +102,7 @@ class TestValkey(LogSuite):
         await logs.close()
 
 
-class TestValkeyFedByTheWal(LogSuite):
+class TestValkeyFedByTheWal(SharedLogSuite):
     @pytest.fixture
     async def logs(self, valkey: ValkeyServer, database: str) -> AsyncIterator[Logs]:
         with psycopg.connect(database, autocommit=True) as connection:

@@ -160,7 +160,7 @@ async def test_positions(served: RowcastServer, sql: Any, how: str) -> None:
             reset = await stream.expect(lambda block: block.event == "rowcast.reset")
             assert reset.data["reason"] == reason
             sql("INSERT INTO items (kind, text) VALUES ('p', 'after')")
-            await stream.until(lambda: bool(stream.events()))  # noqa: B023
+            await stream.until(lambda: bool(stream.events()))
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ import pytest
 
 from rowcast.config import Postgres
 from rowcast.core.entry import Kind
+from rowcast.core.position import parse_lsn
 from rowcast.core.routes import Route, Router
 from rowcast.errors import SetupError, Unavailable
 from rowcast.logs.anchor import AnchorKeeper, Pool
@@ -408,6 +409,51 @@ async def _patiently(log: PostgresLog) -> tuple[int, int]:
         with contextlib.suppress(Unavailable):
             return await log.head()
         await asyncio.sleep(0.01)
+
+
+async def test_the_anchor_can_be_copied_while_it_is_being_advanced(items: str) -> None:
+    async with opened(items) as log:
+        going = True
+
+        async def advance() -> int:
+            moved = 0
+            async with await psycopg.AsyncConnection.connect(items, autocommit=True) as connection:
+                while going:
+                    await connection.execute("INSERT INTO quiet DEFAULT VALUES")
+                    cursor = await connection.execute("SELECT pg_current_wal_flush_lsn()::text")
+                    [(lsn,)] = await cursor.fetchall()
+                    moved += await log.anchor.advance(parse_lsn(lsn))
+            return moved
+
+        advancing = asyncio.create_task(advance())
+        last = 0
+        for number in range(15):
+            session = await wal.WalSession.connect(items, name="rowcast test")
+            copied = await session.copy_slot("rowcast", f"rowcast_copy_{number}")
+            assert copied >= last
+            last = copied
+            await session.start(f"rowcast_copy_{number}", copied, "rowcast")
+            await session.receive()
+            await session.close()
+        going = False
+        assert await advancing > 15
+
+
+async def test_a_replica_for_which_there_is_no_slot_says_so_and_gets_the_next() -> None:
+    with PostgresServer(settings={"max_replication_slots": "3"}) as server:
+        with admin(server.url()) as connection:
+            connection.execute(SCHEMA)
+        async with opened(server.url()) as log:
+            async with reading(server.url()) as (other, _):
+                waiting = Tail(log)
+                async with asyncio.timeout(10):
+                    while "max_replication_slots" not in log.state().detail:
+                        await asyncio.sleep(0.01)
+                assert not log.state().ok
+                await other.append(data("t"))
+            await waiting.until(lambda: waiting.topics == ["t"])
+            assert log.state().ok
+            await waiting.stop()
 
 
 # The publication

@@ -20,6 +20,7 @@ from starlette.requests import HTTPConnection
 from rowcast.auth.jwks import Jwks
 from rowcast.config import Config
 from rowcast.core.grants import Grant
+from rowcast.core.template import fits
 from rowcast.errors import AuthError, BadRequest, ConfigError, Forbidden
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ class Authenticator:
             if len(self._verified) > CACHED_TOKENS:
                 self._verified.popitem(last=False)
         now = time.time()
-        if grant.expires_at is not None and grant.expires_at + self._auth.leeway <= now:
+        if grant.expires_at is not None and grant.expires_at <= now:
             raise AuthError("the token has expired")
         self._check_revoked(grant)
         return grant
@@ -199,7 +200,12 @@ class Authenticator:
             raise AuthError(f"the token's claim {self._auth.topics_claim!r} must be a list of strings")
         if len(topics) > MAX_TOPICS:
             raise AuthError(f"the token names more than {MAX_TOPICS} topics")
-        return Grant(user, frozenset(topics), _time(claims, "exp"), _time(claims, "iat"))
+        if not all(fits(topic) for topic in topics):
+            raise AuthError("the token names a topic with CR, LF, NUL or half a character in it")
+        expires = _time(claims, "exp")
+        # With the leeway: a stream that was accepted within it must not be ended at once.
+        expires = None if expires is None else expires + self._auth.leeway
+        return Grant(user, frozenset(topics), expires, _time(claims, "iat"))
 
     def _check_revoked(self, grant: Grant) -> None:
         revoked = self._revoked.get(grant.user)
@@ -210,7 +216,7 @@ class Authenticator:
 
 
 def _is_user(user: str) -> bool:
-    return 0 < len(user) <= MAX_USER and not any(char in user for char in "\r\n\0")
+    return len(user) <= MAX_USER and fits(user)
 
 
 def _check_secret(secret: str) -> None:

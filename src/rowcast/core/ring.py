@@ -87,16 +87,16 @@ class Ring:
         may be gone."""
         if after < self.floor:
             return None
-        return Walk(self, self._bisect(after), topics, None if upto is None else self._bisect(upto))
+        return Walk(self, self.index(after), topics, None if upto is None else self.index(upto))
 
     def walk_on(self, start: int, topics: Iterable[str], upto: Place | None = None) -> Walk | None:
         """Go on from where another walk ended (its `end`), or None when some entries since may be gone."""
         if start < self.first:
             return None
-        return Walk(self, start, topics, None if upto is None else self._bisect(upto))
+        return Walk(self, start, topics, None if upto is None else self.index(upto))
 
-    def _bisect(self, place: Place) -> int:
-        """The sequence number of the first entry above a place."""
+    def index(self, place: Place) -> int:
+        """The sequence number of the first entry above a place, or the one that it will get."""
         low, high = self.first, self.end
         while low < high:
             middle = (low + high) // 2
@@ -165,9 +165,6 @@ class Walk:
     def lost(self) -> bool:
         """Whether an entry that is still to come was evicted."""
         return bool(self._heap) and self._heap[0] < self._ring.first
-
-    def __bool__(self) -> bool:
-        return bool(self._heap)
 
     def __iter__(self) -> Iterator[Entry]:
         """The rest of the entries. May be left and taken up again; check `lost` before each go."""

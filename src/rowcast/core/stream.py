@@ -61,7 +61,7 @@ class StreamState(Enum):
 class Wire:
     """What all streams of a hub share: the log's epoch and head, the limit of an event, the ring."""
 
-    __slots__ = ("epoch", "head", "max_event", "replica", "ring")
+    __slots__ = ("epoch", "head", "max_event", "replica", "resets", "ring")
 
     def __init__(self, ring: Ring, *, max_event: int, replica: str) -> None:
         self.epoch = ""
@@ -69,6 +69,8 @@ class Wire:
         self.ring = ring
         self.max_event = max_event
         self.replica = replica
+        self.resets = 0
+        """How often a stream was told to refetch."""
 
     def position(self, place: Place) -> str:
         """A place's wire form in the current epoch."""
@@ -169,6 +171,8 @@ class Stream:
         if self.state is StreamState.LIVE:
             self._append(block)
             self.beaten = place
+            if self.pending_bytes > PENDING_LIMIT:
+                self._fall_behind(place)
         else:
             self._turn(_Turn(place, topics, block))
 
@@ -200,7 +204,6 @@ class Stream:
             block = self._subscriptions_block(place, topics) if changed else b""
             self.topics = topics
             self._turn(_Turn(place, topics, block))
-        self.wake()
 
     def end(self, reason: str, retry: int | None = None) -> None:
         """Say `rowcast.bye` with a reason, and `retry:` in milliseconds if given; nothing comes after it."""
@@ -210,7 +213,6 @@ class Stream:
             self._append(sse.retry(retry))
         self._append(sse.frame(_json({"reason": reason}), event="rowcast.bye"))
         self.state = StreamState.ENDED
-        self.wake()
 
     def beat(self) -> None:
         """The heartbeat of a stream that has nothing else to say."""
@@ -221,7 +223,6 @@ class Stream:
             self._append(sse.heartbeat(self.wire.position(self.wire.head)))
         else:
             self._append(sse.PING)
-        self.wake()
 
     # What the writer does
 
@@ -256,12 +257,15 @@ class Stream:
     def _turn(self, turn: _Turn) -> None:
         self._turns.append(turn)
         if len(self._turns) > MAX_TURNS:
-            self._lose("too_slow")
+            # All that is missed becomes one reset, at the last of the turns; the stream stays behind.
+            self._turns.clear()
+            self._fall_behind(turn.place)
+            self._turns.append(_Turn(turn.place, turn.topics, self._reset_block("too_slow", turn.place)))
 
     def _catch_up(self) -> None:
         """Read from the ring until a page is pending, or the stream is LIVE, or paused."""
         while self.state is StreamState.BEHIND:
-            walk = self._walk or self._next_walk()
+            walk = self._walk if self._walk is not None else self._next_walk()
             if walk is None or walk.lost:
                 self._lose("position_expired")
                 return
@@ -272,6 +276,9 @@ class Stream:
                 if self.pending_bytes >= PAGE:
                     return
             self._walk, self._walk_from = None, walk.end
+            upto = self._turns[0].place if self._turns else self._paused
+            if upto is not None and walk.end < self.wire.ring.index(upto):
+                continue  # the walk began before this turn was known, and ended short of it
             if self._turns:
                 turn = self._turns.popleft()
                 self._walk_topics = turn.topics
@@ -306,6 +313,7 @@ class Stream:
     def _reset_block(self, reason: str, place: Place) -> bytes:
         position = self.wire.position(place)
         self.beaten = place
+        self.wire.resets += 1
         data = {"reason": reason, "position": position, "topics": self.listed(self.topics)}
         return sse.frame(_json(data), position=position, event="rowcast.reset")
 

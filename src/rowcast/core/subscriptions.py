@@ -149,7 +149,7 @@ class Subscriptions:
                     self._add(user, state, rule, row)
             self._settling.add(user)
             for xid, _, change in self._recent:
-                if self._unseen(state, xid) and self._apply_to(user, state, change):
+                if self._unseen(state, xid) and (change.reload or self._apply_to(user, state, change)):
                     stale.append(user)
                     break
         if load.snapshot is not None:

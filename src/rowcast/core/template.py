@@ -37,7 +37,7 @@ _NAME = r'(?:"(?:[^"]|"")*"|[^\s.\[\]|{}"]+)'
 _PATH = re.compile(rf"(?P<column>{_NAME})(?P<steps>(?:\.{_NAME}|\[\d+\]|\[\*\])*)", re.ASCII)
 _STEP = re.compile(rf"\.({_NAME})|\[(\d+)\]|(\[\*\])", re.ASCII)
 _PLACEHOLDER = re.compile(rf"\{{\s*(?P<path>{_PATH.pattern})\s*(?P<filters>(?:\|\s*\w+\s*)*)\}}", re.ASCII)
-_UNFIT = re.compile(r"[\r\n\0]")
+_UNFIT = re.compile(r"[\r\n\0\ud800-\udfff]")
 
 _decode_json = msgspec.json.Decoder(float_hook=values.JsonNumber).decode
 
@@ -71,7 +71,8 @@ FILTERS: dict[str, Callable[[str], str]] = {
 
 
 def fits(topic: str) -> bool:
-    """Whether a text can be a topic: not empty, and without CR, LF and NUL."""
+    """Whether a text can be a topic: not empty, without CR, LF and NUL, and without half a character (a lone
+    surrogate, which JSON can name and UTF-8 can't hold)."""
     return bool(topic) and _UNFIT.search(topic) is None
 
 

@@ -67,7 +67,7 @@ async def ensure_channels(connection: psycopg.AsyncConnection[Any], wanted: bool
     statement = files("rowcast.http").joinpath("channels_table.sql").read_text()
     try:
         await connection.execute(statement.encode())
-    except (psycopg.errors.UniqueViolation, psycopg.errors.DuplicateTable):
+    except (psycopg.errors.UniqueViolation, psycopg.errors.DuplicateTable, psycopg.errors.DuplicateObject):
         return True  # another replica that starts now was quicker
     except psycopg.errors.InsufficientPrivilege as error:
         if wanted is None:

@@ -34,6 +34,9 @@ _HEAD = [
     (b"x-accel-buffering", b"no"),
 ]
 
+END_LIMIT = 5.0
+"""Seconds that the last blocks of a stream may take to be sent."""
+
 MAX_NARROW = 1000
 """Topics that one request may narrow its stream to."""
 
@@ -52,47 +55,75 @@ class Events:
                 await send({"type": "http.response.start", "status": 200, "headers": _HEAD})
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
                 return
-            ready = asyncio.Event()
-            stream = cast.hub.connect(grant, ready.set, narrow=narrow, cursor=cursor)
+            hub = cast.hub
+            writer = _Writer(send)
+            writer.stream = stream = hub.connect(grant, writer.wake, narrow=narrow, cursor=cursor)
         except Unavailable as error:
             if _wants_status(request.headers):
                 raise
             await _not_now(send, error)
             return
         try:
-            await send({"type": "http.response.start", "status": 200, "headers": _HEAD})
-            await _body(send, sse.retry(round(cast.config.server.retry * 1000)))
-            await _carry(stream, ready, receive, send)
+            await writer.run(receive, first=sse.retry(round(cast.config.server.retry * 1000)))
         finally:
-            cast.hub.drop(stream)
+            hub.drop(stream)
 
 
-async def _carry(stream: Stream, ready: asyncio.Event, receive: Receive, send: Send) -> None:
-    """Write what the stream has until it ends or the client goes away."""
-    leaving = asyncio.create_task(_until_disconnect(receive, ready))
-    try:
-        while True:
-            ready.clear()
+class _Writer:
+    """Writes what a stream has until it ends or the client goes away.
+
+    An ended stream is counted no more, so a client that does not read must not keep its connection: what is
+    left may take END_LIMIT.
+    """
+
+    def __init__(self, send: Send) -> None:
+        self.stream: Stream | None = None
+        self._send = send
+        self._ready = asyncio.Event()
+        self._limit: asyncio.Timeout | None = None
+
+    def wake(self) -> None:
+        """There is something to take, or the stream has ended."""
+        self._ready.set()
+        ended = self.stream is not None and self.stream.state is StreamState.ENDED
+        if ended and self._limit is not None and self._limit.when() is None:
+            self._limit.reschedule(asyncio.get_running_loop().time() + END_LIMIT)
+
+    async def run(self, receive: Receive, *, first: bytes) -> None:
+        """Send the head and a first block at once, then whatever the stream gives."""
+        leaving = asyncio.create_task(self._until_disconnect(receive))
+        try:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(None) as self._limit:
+                    await self._send({"type": "http.response.start", "status": 200, "headers": _HEAD})
+                    await self._body(first)
+                    await self._carry(leaving)
+        finally:
+            leaving.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await leaving
+
+    async def _carry(self, leaving: asyncio.Task[None]) -> None:
+        stream = self.stream
+        assert stream is not None
+        while not leaving.done():
+            self._ready.clear()
             data = stream.take()
-            if leaving.done():
-                return
             if data:
-                await _body(send, data)
+                await self._body(data)
             elif stream.state is StreamState.ENDED:
-                await send({"type": "http.response.body", "body": b"", "more_body": False})
+                await self._body(b"", more=False)
                 return
             else:
-                await ready.wait()
-    finally:
-        leaving.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await leaving
+                await self._ready.wait()
 
+    async def _body(self, data: bytes, *, more: bool = True) -> None:
+        await self._send({"type": "http.response.body", "body": data, "more_body": more})
 
-async def _until_disconnect(receive: Receive, ready: asyncio.Event) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    ready.set()
+    async def _until_disconnect(self, receive: Receive) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        self._ready.set()
 
 
 async def _not_now(send: Send, error: Unavailable) -> None:
@@ -102,10 +133,6 @@ async def _not_now(send: Send, error: Unavailable) -> None:
     pause = random.randrange(2_000, 8_000)  # noqa: S311
     await send({"type": "http.response.start", "status": 200, "headers": _HEAD})
     await send({"type": "http.response.body", "body": sse.retry(pause) + bye, "more_body": False})
-
-
-async def _body(send: Send, data: bytes) -> None:
-    await send({"type": "http.response.body", "body": data, "more_body": True})
 
 
 def _wants_status(headers: Headers) -> bool:

@@ -6,8 +6,6 @@ appendix A "PostgreSQL Error Codes") and by the names of settings, which are nev
 
 from __future__ import annotations
 
-import psycopg
-
 _ADVICE = {
     "42501": 'this role may not replicate; as an administrator, run: ALTER ROLE "{role}" REPLICATION',
     "53400": "every replication slot is taken; drop one that nobody uses (`rowcast check` names them), or raise "
@@ -30,8 +28,3 @@ def explain(error: BaseException, *, role: str = "…") -> str:
         return f"{text}; {WAL_LEVEL}"
     advice = _ADVICE.get(code)
     return text if advice is None else f"{text}; {advice.format(role=role)}"
-
-
-def role_of(connection: psycopg.AsyncConnection[object]) -> str:
-    """The role that a connection was made as."""
-    return connection.info.user

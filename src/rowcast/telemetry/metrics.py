@@ -12,6 +12,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from rowcast.logs.guard import Guard
+
 if TYPE_CHECKING:
     from rowcast.cast import Rowcast
 
@@ -50,7 +52,7 @@ class Metrics(Collector):
         latency = HistogramMetricFamily("rowcast_delivery_latency_seconds", "Seconds from commit to stream")
         latency.add_metric([], hub.latency.buckets(), hub.latency.sum)
         yield latency
-        yield CounterMetricFamily("rowcast_resets", "Streams told to refetch", value=hub.resets)
+        yield CounterMetricFamily("rowcast_resets", "Streams told to refetch", value=hub.wire.resets)
         catchups = CounterMetricFamily("rowcast_catchups", "Streams that fell behind", labels=["cause"])
         for cause, count in hub.catchups.items():
             catchups.add_metric([cause], count)
@@ -75,5 +77,7 @@ class Metrics(Collector):
             reading = replica.log.state()
             yield GaugeMetricFamily("rowcast_slot_held_bytes", "WAL held back by the slots", value=replica.guard.held)
             yield GaugeMetricFamily("rowcast_slot_active", "Whether the WAL is being read", value=reading.ok)
-            lag = 0.0 if reading.ok else time.time() - reading.since
+            lag = replica.guard.lag if isinstance(replica.guard, Guard) else 0.0
+            if not reading.ok:
+                lag = max(lag, time.time() - reading.since)
             yield GaugeMetricFamily("rowcast_wal_lag_seconds", "Seconds since the WAL was read", value=lag)

@@ -28,11 +28,8 @@ TIMEOUT = 20.0
 class Logs(Protocol):
     """What the suite needs of a log's author."""
 
-    shared: bool
-    """Whether `make` gives other replicas' views of one log (else each has a log of its own)."""
-
     async def make(self) -> Log:
-        """A log, opened; closed by the fixture."""
+        """A log, opened; closed by the fixture. For `SharedLogSuite`, each is another replica's view of one log."""
         ...
 
     async def interrupt(self) -> None:
@@ -251,23 +248,6 @@ class LogSuite:
             assert tail.places == places
             assert_orderly(tail)
 
-    async def test_every_replica_sees_the_same_places(self, logs: Logs) -> None:
-        """Whoever appended."""
-        if not logs.shared:
-            pytest.skip("this log belongs to one process")
-        one, two = await logs.make(), await logs.make()
-        async with tailing(one) as first, tailing(two) as second:
-            last = (0, 0)
-            for number in range(20):
-                position = await (one if number % 2 else two).append(data(f"topic:{number}"))
-                assert position.place > last
-                last = position.place
-            await first.passed(last)
-            await second.passed(last)
-            assert first.places == second.places
-            assert first.topics == second.topics == [f"topic:{number}" for number in range(20)]
-            assert first.batches[0].epoch == second.batches[0].epoch
-
     async def test_nothing_is_lost_or_doubled_over_interruptions(self, logs: Logs) -> None:
         """The tail survives the loss of its connection by itself."""
         log = await logs.make()
@@ -309,6 +289,25 @@ class LogSuite:
         async with tailing(log):
             assert log.state().ok
             assert log.state().detail
+
+
+class SharedLogSuite(LogSuite):
+    """What a log that several replicas share promises besides."""
+
+    async def test_every_replica_sees_the_same_places(self, logs: Logs) -> None:
+        """Whoever appended."""
+        one, two = await logs.make(), await logs.make()
+        async with tailing(one) as first, tailing(two) as second:
+            last = (0, 0)
+            for number in range(20):
+                position = await (one if number % 2 else two).append(data(f"topic:{number}"))
+                assert position.place > last
+                last = position.place
+            await first.passed(last)
+            await second.passed(last)
+            assert first.places == second.places
+            assert first.topics == second.topics == [f"topic:{number}" for number in range(20)]
+            assert first.batches[0].epoch == second.batches[0].epoch
 
 
 async def _patiently(call: Callable[[], Awaitable[Place]]) -> Place:

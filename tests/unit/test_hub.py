@@ -1,0 +1,235 @@
+"""The hub where things go wrong: large events, failing wakes, loads that fail, logs that begin anew."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import jwt
+import msgspec
+import pytest
+
+import rowcast.joins
+from rowcast import AuthError, BadRequest, Rowcast
+from rowcast.core.entry import Batch, Control, Entry, Kind, RowChange
+from rowcast.core.grants import Grant
+from rowcast.core.position import Place, Position
+from rowcast.core.rules import RowRule
+from rowcast.core.snapshot import Snapshot
+from rowcast.core.stream import PAGE, PENDING_LIMIT, Stream, StreamState
+from rowcast.core.subscriptions import Load, Subscriptions, UserRows
+from rowcast.errors import Unavailable
+from rowcast.hub import Hub
+
+SECRET = "0123456789abcdef0123456789abcdef"
+
+
+class Body(msgspec.Struct):
+    text: str
+    size: int = 0
+
+    def encode(self, limit: int) -> bytes:
+        return self.text.encode()
+
+
+def rule() -> RowRule:
+    made = RowRule.from_function("s", "user", lambda row: [row["t"]], index=0)
+    return made.with_key(("id",), frozenset({"id", "user", "t"}))
+
+
+def make(*rules: RowRule, loader: Any = None, **settings: Any) -> Hub:
+    options: dict[str, Any] = {"ring_bytes": 1 << 26, "max_event": 1 << 20, "heartbeat": 15} | settings
+    hub = Hub(None, rules, loader, replica="r", max_streams=9, max_streams_per_user=9, **options)  # type: ignore[arg-type]
+    hub.handle(Batch("e", [], (1, 0), reset="start"))
+    hub.warm = True
+    return hub
+
+
+def data(place: int, topic: str, text: str) -> Batch:
+    entry = Entry(Kind.DATA, (place, 1 << 20), Body(text), topic=topic)
+    return Batch("e", [entry], (place, 2 << 20))
+
+
+def load(hub: Hub, after: int, **rows: list[dict[str, Any]]) -> None:
+    users = {user: UserRows({0: rows.get(user, [])}) for user in hub.joins.claim()}
+    hub.joins.deliver(Load((after, 0), users, Snapshot(after, after)))
+    hub.handle(Batch(hub.epoch, [], (after + 1, 0)))
+
+
+def connect(hub: Hub, user: str = "ann", *topics: str, cursor: Position | None = None) -> Stream:
+    return hub.connect(Grant(user, frozenset(topics)), lambda: None, cursor=cursor)
+
+
+def read(stream: Stream, times: int = 50) -> bytes:
+    return b"".join(stream.take() for _ in range(times))
+
+
+def test_an_event_larger_than_a_page_is_sent_once() -> None:
+    hub = make()
+    for number in range(2, 7):
+        hub.handle(data(number, "a", "x" * (PAGE // 2)))
+    ann = connect(hub, "ann", "a", cursor=Position("e", 1, 0))
+    first = ann.take()
+    hub.handle(data(10, "a", "LARGE" + "y" * PAGE))
+    assert (first + read(ann)).count(b"LARGE") == 1
+    assert ann.state is StreamState.LIVE
+
+
+def test_an_event_larger_than_a_page_is_sent_once_after_a_pause() -> None:
+    hub = make(rule(), loader=object())
+    ann = connect(hub, "ann", "a")
+    load(hub, 2)
+    hub.reload("ann")
+    ann.take()
+    hub.handle(data(10, "a", "LARGE" + "y" * PAGE))
+    load(hub, 11)
+    assert read(ann).count(b"LARGE") == 1
+
+
+def test_a_client_that_does_not_read_is_bounded_while_its_subscriptions_change() -> None:
+    hub = make(rule(), loader=object())
+    ann = connect(hub)
+    load(hub, 2, ann=[{"id": number, "user": "ann", "t": f"topic:{number:05}"} for number in range(200)])
+    for number in range(3000):
+        more = {"id": 999, "user": "ann", "t": "more"}
+        change = RowChange(0, "delete", None, {"id": 999}) if number % 2 else RowChange(0, "insert", more, None)
+        hub.handle(Batch("e", [Entry(Kind.ROW, (10 + number, 1), change, xid=20 + number)], (10 + number, 2)))
+    assert ann.pending_bytes <= 2 * PENDING_LIMIT
+    assert b"rowcast.reset" in read(ann)
+
+
+@pytest.mark.parametrize("how", ["disconnect", "resume", "heartbeat", "entry"])
+def test_a_wake_that_raises_concerns_its_stream_only(how: str) -> None:
+    hub = make(rule(), loader=object())
+    broken = False
+
+    def wake() -> None:
+        if broken:
+            raise RuntimeError("the handle is closed")
+
+    ann = hub.connect(Grant("ann", frozenset({"a"})), wake)
+    bob = connect(hub, "bob", "a")
+    load(hub, 2)
+    ann.take()
+    broken = True
+    if how == "disconnect":
+        hub.handle(Batch("e", [Entry(Kind.CONTROL, (4, 0), Control("disconnect", "ann"))], (5, 0)))
+    elif how == "resume":
+        hub.reload("ann")
+        load(hub, 6)
+    elif how == "heartbeat":
+        for _ in range(20):
+            hub.wheel.turn(0)
+    hub.handle(data(10, "a", "DATA"))
+    assert ann not in hub.streams
+    assert b"DATA" in read(bob)
+
+
+class Loader:
+    """The first load meets a change that it has not seen and that needs another one; the second fails."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.hub: Hub
+
+    async def horizon(self) -> Snapshot:
+        return Snapshot(1, 1)
+
+    async def load(self, users: list[str]) -> Load:
+        self.calls += 1
+        rows = {user: UserRows() for user in users}
+        if self.calls == 1:
+            change = RowChange(0, "update", {"id": 1, "user": "ann"}, None)
+            self.hub.handle(Batch("e", [Entry(Kind.ROW, (2, 0), change, xid=50)], (2, 0)))
+            connect(self.hub, "bob")
+            return Load((3, 0), rows, Snapshot(50, 50))
+        if self.calls == 2:
+            raise Unavailable("Postgres restarts", what="postgres")
+        return Load((3, 0), rows, Snapshot(60, 60))
+
+
+async def test_whoever_must_be_read_again_is_read_again_though_the_next_load_fails(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(rowcast.joins, "RETRY", 0.0)
+    loader = Loader()
+    loader.calls = 99
+    hub = loader.hub = make(rule(), loader=loader)
+    running = asyncio.create_task(hub.joins.run())
+    woken = asyncio.Event()
+    ann = hub.connect(Grant("ann"), woken.set)
+    hub.handle(Batch("e", [], (4, 0)))
+    async with asyncio.timeout(20):
+        await woken.wait()
+        assert ann.state is StreamState.LIVE
+        loader.calls = 0
+        hub.reload("ann")
+        while loader.calls < 3:
+            await asyncio.sleep(0)
+        while ann.state is not StreamState.LIVE:
+            hub.handle(Batch("e", [], (9, 0)))
+            ann.take()
+            await asyncio.sleep(0)
+    running.cancel()
+
+
+def test_what_could_not_be_read_before_a_reload_entry_is_read_anew_also_by_a_load_under_way() -> None:
+    subscriptions = Subscriptions([rule()])
+    subscriptions.expect("ann")
+    change = RowChange(0, "insert", {"id": 7, "user": "bob", "t": "x"}, None, reload=True)
+    subscriptions.apply(Entry(Kind.ROW, (5, 0), change, xid=20))
+    assert subscriptions.join(Load((9, 0), {"ann": UserRows()}, Snapshot(15, 15))) == ["ann"]
+
+
+class OldLog:
+    async def head(self) -> Place:
+        return (1000, 0)
+
+
+async def test_places_of_the_old_log_are_not_waited_for_in_a_new_one() -> None:
+    hub = make()
+    hub.log = OldLog()  # type: ignore[assignment]  # only its head is asked for
+    ann = connect(hub, cursor=Position("e", 900, 0))
+    running = asyncio.create_task(hub.joins.run())
+    async with asyncio.timeout(20):
+        while ann.after is None:
+            await asyncio.sleep(0)
+    hub.handle(Batch("f", [], (10, 0), reset="log_restarted"))
+    running.cancel()
+    assert ann.state is StreamState.LIVE
+    assert b'"reason":"other_epoch"' in read(ann)
+
+
+def test_a_resubscribe_while_the_user_is_being_read_is_answered() -> None:
+    hub = make(rule(), loader=object())
+    ann = connect(hub)
+    load(hub, 2)
+    hub.reload("ann")
+    ann.take()
+    hub.handle(Batch("e", [Entry(Kind.CONTROL, (4, 0), Control("resubscribe", "ann"))], (5, 0)))
+    load(hub, 6)
+    assert b"rowcast.subscriptions" in read(ann)
+
+
+@pytest.mark.parametrize("claims", [{"sub": "a\ud800"}, {"sub": "a", "topics": ["a\ud800"]}])
+async def test_half_a_character_in_a_token_is_refused(claims: dict[str, Any]) -> None:
+    with pytest.raises(AuthError):
+        await Rowcast(auth=SECRET).authenticator.verify(jwt.encode(claims, SECRET, algorithm="HS256"))
+
+
+async def test_half_a_character_is_not_published() -> None:
+    cast = Rowcast(auth=SECRET)
+    async with cast.lifespan():
+        for names in ({"topic": "\ud800"}, {"topic": "a", "key": "\ud800"}, {"topic": "a", "event": "\ud800"}):
+            with pytest.raises(BadRequest):
+                await cast.publish(data=1, **names)  # type: ignore[arg-type]
+
+
+async def test_two_starts_at_once_make_one_replica() -> None:
+    cast = Rowcast(auth=SECRET)
+    await asyncio.gather(cast.start(), cast.start())
+    tasks = len(asyncio.all_tasks())
+    await cast.stop()
+    await asyncio.gather(cast.start())
+    assert len(asyncio.all_tasks()) <= tasks
+    await cast.stop()
