@@ -17,7 +17,7 @@ from rowcast.logs.redis import RedisLog
 from rowcast.logs.redis_store import RedisStore
 from rowcast.ports import Log
 from rowcast.replica import make_pool
-from rowcast.testing.log_suite import Logs
+from rowcast.testing.log_suite import Logs, SharedLogSuite
 from rowcast.testing.valkey import ValkeyServer
 
 REDIS = Path("/usr/bin/redis-server")
