@@ -12,6 +12,7 @@ from typing import Any
 import psycopg
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
+from rowcast.asking import connect
 from rowcast.auth.jwt import Authenticator
 from rowcast.config import Config, Postgres
 from rowcast.core.catalog import Catalog
@@ -33,6 +34,7 @@ from rowcast.logs.redis_store import RedisStore
 from rowcast.logs.slot_watch import SlotWatch
 from rowcast.pending import Pending
 from rowcast.ports import Loader, Log
+from rowcast.roster import RedisRoster, Roster
 from rowcast.sources.catalog import only, read_catalog
 from rowcast.sources.publication import ensure_publication
 from rowcast.sources.wal import options
@@ -92,6 +94,8 @@ class Replica:
         """Whether the channel table is there."""
         self.warnings: list[str] = []
         """What validation found: works, but not for every change."""
+        self.roster: Roster | None = None
+        """The other replicas; None: nobody tells of them."""
         self.hub: Hub
         self.pending: Pending
         self.log: Log
@@ -133,6 +137,8 @@ class Replica:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self.roster is not None:
+            await self.roster.leave()
         if self.pool is not None:
             await self.pool.close()
 
@@ -181,6 +187,10 @@ class Replica:
         if self.guard is not None:
             self._run(self.guard.run())
         await self._warm_up()
+        if self.config.log_url.startswith(REDIS):
+            self.roster = RedisRoster(connect(self.config.log_url), self.id, self.name, lambda: self.hub.streams_count)
+        if self.roster is not None:
+            self._run(self.roster.run())
 
     async def _prepare(self, postgres: Postgres) -> Catalog:
         """Connect, create the channel table, and check routes and rules against the catalogue."""

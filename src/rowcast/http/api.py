@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -83,8 +84,11 @@ async def _control(request: Request, action: str) -> Response:
 
 
 async def count(request: Request) -> Response:
-    """GET /events/count: open streams of this replica, since a postgres or memory log knows of no other."""
+    """GET /events/count: open streams of all replicas, or of this one where nobody tells of the others."""
     require_key(request)
     cast: Rowcast = request.app.state.cast
-    streams = cast.hub.streams_count
-    return json({"count": streams, "replicas": {cast.replica.name: streams}})
+    roster = cast.replica.roster
+    counts = Counter({cast.replica.name: cast.hub.streams_count})
+    if roster is not None:
+        counts.update(await roster.others())
+    return json({"count": counts.total(), "replicas": counts})
