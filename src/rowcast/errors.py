@@ -10,6 +10,7 @@
     │   ├── NotFound       (HTTP 404)
     │   └── TooLarge       (HTTP 413)
     ├── Unavailable        not now, try again (HTTP 503)
+    ├── Expired            entries that are asked for are no longer in the log
     └── DecodeError        bytes from the server that are no pgoutput
 
 A message is one sentence for the person who can act on it: what is wrong, and what to do.
@@ -63,6 +64,10 @@ class Unavailable(RowcastError):
     def __init__(self, message: str, *, what: str = "log") -> None:
         super().__init__(message)
         self.what = what
+
+
+class Expired(RowcastError):
+    """Entries that are asked for are no longer in the log: its bounds have passed them, or it was emptied."""
 
 
 class DecodeError(RowcastError):

@@ -24,7 +24,8 @@ from rowcast.core.subscriptions import Load, Subscriptions, TopicChange
 from rowcast.core.topics import TopicIndex
 from rowcast.errors import Unavailable
 from rowcast.joins import Joins
-from rowcast.ports import Loader, Log, State
+from rowcast.ports import Loader, Log, ReadableLog, State
+from rowcast.readback import ReadBack
 from rowcast.telemetry.histogram import Histogram
 from rowcast.wheel import Wheel
 
@@ -71,6 +72,8 @@ class Hub:
         self.subscriptions = Subscriptions(rules)
         self.joins = Joins(self, loader)
         self.wheel = Wheel(self, heartbeat)
+        self.readback = ReadBack(self, log if isinstance(log, ReadableLog) else None)
+        self.wire.read_back = self.readback.want
         self.max_streams = max_streams
         self.max_streams_per_user = max_streams_per_user
         self.users: dict[str, list[Stream]] = {}
@@ -220,6 +223,7 @@ class Hub:
         self.wire.epoch = batch.epoch
         self.wire.head = batch.head
         self.ring.restart(batch.head)
+        self.readback.clear()
         self.subscriptions.restart()
         if not first:
             logger.warning("log restarted at %s: %s", self.wire.position(batch.head), reason)
@@ -328,6 +332,7 @@ class Hub:
             return
         del self.streams[stream]
         self._starting.pop(stream, None)
+        self.readback.forget(stream)
         self._reindex(stream, frozenset())
         stream.topics = frozenset()
         stream.state = StreamState.ENDED
@@ -362,7 +367,7 @@ class Hub:
             return None, None
         if cursor.epoch != self.epoch:
             return "other_epoch", None
-        if cursor.place < self.ring.floor:
+        if cursor.place < self.ring.floor and not self.readback.able:
             return "position_expired", None
         if cursor.place > self.wire.head:
             return "position_unknown", None

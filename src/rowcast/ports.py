@@ -7,7 +7,7 @@ upstream, and nothing a stream does can block the hub, nor the hub the log.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import msgspec
 
@@ -93,6 +93,28 @@ class Log(Protocol):
 
     def state(self) -> State:
         """How the log is, without asking it."""
+        ...
+
+
+@runtime_checkable
+class ReadableLog(Protocol):
+    """What a log can do besides, where what it holds can be read back from any place, again and again.
+
+    A log that can is asked for what the ring no longer holds. One that can't (reading back from the WAL would cost
+    the database a decoding of the whole window) just lacks these methods.
+    """
+
+    async def bounds(self) -> Bounds:
+        """What the log holds now. Raises `Unavailable`."""
+        ...
+
+    async def read(self, after: Place, upto: Place) -> Batch:
+        """The next page of entries above `after` and not above `upto`, in order.
+
+        The batch's `head` says how far it goes: `upto` when there are no more. `upto` is a place that a tail of the
+        same epoch has passed. Raises `Expired` when not every entry above `after` is in the log any more, and
+        `Unavailable`.
+        """
         ...
 
 

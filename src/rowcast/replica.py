@@ -183,6 +183,7 @@ class Replica:
         self._run(self.hub.run())
         self._run(self.hub.joins.run())
         self._run(self.hub.wheel.run())
+        self._run(self.hub.readback.run())
         self._run(self.pending.run())
         if self.guard is not None:
             self._run(self.guard.run())

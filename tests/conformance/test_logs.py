@@ -16,7 +16,7 @@ from rowcast.logs.messages import Messages
 from rowcast.logs.postgres import PostgresLog
 from rowcast.ports import Log
 from rowcast.replica import make_pool
-from rowcast.testing.log_suite import Logs, LogSuite, SharedLogSuite
+from rowcast.testing.log_suite import Logs, LogSuite, ReadableLogSuite, SharedLogSuite
 
 _numbers = itertools.count(1)
 
@@ -85,7 +85,7 @@ class FedLogs(PostgresLogs):
         return MemoryLog(super().new())
 
 
-class TestMemory(LogSuite):
+class TestMemory(LogSuite, ReadableLogSuite):
     @pytest.fixture
     async def logs(self) -> AsyncIterator[Logs]:
         logs = MemoryLogs()
@@ -103,7 +103,7 @@ class TestPostgres(SharedLogSuite):
             await logs.close()
 
 
-class TestMemoryFedByTheWal(LogSuite):
+class TestMemoryFedByTheWal(LogSuite, ReadableLogSuite):
     @pytest.fixture
     async def logs(self, database: str) -> AsyncIterator[Logs]:
         _publication(database)

@@ -17,7 +17,7 @@ from rowcast.logs.redis import RedisLog
 from rowcast.logs.redis_store import RedisStore
 from rowcast.ports import Log
 from rowcast.replica import make_pool
-from rowcast.testing.log_suite import Logs, SharedLogSuite
+from rowcast.testing.log_suite import Logs, ReadableLogSuite, SharedLogSuite
 from rowcast.testing.valkey import ValkeyServer
 
 REDIS = Path("/usr/bin/redis-server")
@@ -86,7 +86,7 @@ class RedisLogs:
             await log.close()
 
 
-class TestRedis(SharedLogSuite):
+class TestRedis(SharedLogSuite, ReadableLogSuite):
     @pytest.fixture
     async def logs(self, redis: ValkeyServer) -> AsyncIterator[Logs]:
         logs = RedisLogs(redis)
@@ -94,7 +94,7 @@ class TestRedis(SharedLogSuite):
         await logs.close()
 
 
-class TestValkey(SharedLogSuite):
+class TestValkey(SharedLogSuite, ReadableLogSuite):
     @pytest.fixture
     async def logs(self, valkey: ValkeyServer) -> AsyncIterator[Logs]:
         logs = RedisLogs(valkey)
@@ -102,7 +102,7 @@ class TestValkey(SharedLogSuite):
         await logs.close()
 
 
-class TestValkeyFedByTheWal(SharedLogSuite):
+class TestValkeyFedByTheWal(SharedLogSuite, ReadableLogSuite):
     @pytest.fixture
     async def logs(self, valkey: ValkeyServer, database: str) -> AsyncIterator[Logs]:
         with psycopg.connect(database, autocommit=True) as connection:

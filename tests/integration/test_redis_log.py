@@ -403,3 +403,74 @@ async def test_published_entries_keep_their_order(valkey: ValkeyServer) -> None:
         await stream.settled()
         assert [data["data"] for data in stream.events()] == list(range(40))
         assert [position.place for position in positions] == sorted(position.place for position in positions)
+
+
+def position_of(stream: LocalStream, number: int) -> str:
+    return next(b.id for b in stream.blocks if b.event == "message" and b.data["record"]["id"] == number)
+
+
+async def test_a_ring_smaller_than_the_log_is_read_back(items: str, valkey: ValkeyServer) -> None:
+    """By replicas that start with the log full, and by one that evicted: from every id, everything after it."""
+    async with running(items, valkey) as one:
+        whole = LocalStream(one, "ann", ["t"])
+        await whole.ready()
+        for _ in range(20):
+            insert(items, 25)
+            await one.publish("other", {"n": 1})
+        await whole.settled()
+    async with running(items, valkey, ring_bytes="64KB") as two, running(items, valkey, ring_bytes="64KB") as three:
+        for number in (1, 2, 24, 25, 26, 77, 250, 499):
+            for cast in (two, three):
+                assert len(cast.hub.ring) < 200
+                stream = LocalStream(cast, "ann", ["t"], last_event_id=position_of(whole, number))
+                await stream.until(lambda: numbers(stream)[-1:] == [500])  # noqa: B023  # awaited at once
+                assert numbers(stream) == list(range(number + 1, 501))
+                assert names(stream) == ["rowcast.ready"]
+                stream.close()
+        assert two.hub.readback.pages
+        stream = LocalStream(two, "ann", ["t"], last_event_id=position_of(whole, 50))
+        insert(items, 100)
+        await stream.until(lambda: numbers(stream)[-1:] == [600])
+        assert numbers(stream) == list(range(51, 601))
+
+
+async def test_older_than_the_log_is_a_reset(items: str, valkey: ValkeyServer) -> None:
+    async with running(items, valkey) as one:
+        whole = LocalStream(one, "ann", ["t"])
+        await whole.ready()
+        for _ in range(5):
+            insert(items, 10)
+            await whole.settled()
+        with valkey.client() as client:
+            client.xtrim(STREAM, maxlen=2, approximate=False)
+    async with running(items, valkey, ring_bytes="64KB") as two:
+        stream = LocalStream(two, "ann", ["t"], last_event_id=position_of(whole, 3))
+        await stream.until(lambda: "rowcast.reset" in names(stream))
+        assert [data["reason"] for data in stream.events("rowcast.reset")] == ["position_expired"]
+        insert(items, 1)
+        await stream.until(lambda: numbers(stream) == [51])
+
+
+async def test_ids_hold_when_every_replica_and_the_reader_of_the_wal_are_others(
+    items: str, valkey: ValkeyServer
+) -> None:
+    """All replicas stop; others start, and another one reads the WAL: a client goes on as if nothing had been."""
+    position, seen = None, []
+    for _ in range(3):
+        async with running(items, valkey) as one, running(items, valkey) as two:
+            leading = [cast for cast in (one, two) if (leader := log_of(cast).leader) and leader.leading]
+            stream = LocalStream(two, "ann", ["t"], last_event_id=position)
+            insert(items, 5)
+            await stream.settled()
+            # The reader of the WAL hands over in the middle, too.
+            with psycopg.connect(items, autocommit=True) as admin:
+                admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_replication")
+            insert(items, 5)
+            await stream.until(lambda: numbers(stream)[-1:] == committed(items)[-1:])  # noqa: B023  # awaited at once
+            assert len(leading) <= 1
+            assert names(stream) == ["rowcast.ready"]
+            seen += numbers(stream)
+            position = stream.position
+        insert(items, 5)
+    assert seen == list(range(1, len(seen) + 1))
+    assert seen == committed(items)[:-5]

@@ -95,6 +95,10 @@ class Ring:
             return None
         return Walk(self, start, topics, None if upto is None else self.index(upto))
 
+    def supersedes(self, entry: Entry) -> bool:
+        """Whether the ring holds an entry of the same topic and key as one that is older than all of it."""
+        return entry.key is not None and (entry.topic, entry.key) in self._newest
+
     def index(self, place: Place) -> int:
         """The sequence number of the first entry above a place, or the one that it will get."""
         low, high = self.first, self.end

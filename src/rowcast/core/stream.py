@@ -14,8 +14,10 @@ The rules:
   catch-up goes up to it with the topics before and on from it with the topics after.
 - Paused means: from a place on, the topics are not known yet, a query is under way. The catch-up stops there
   until `resume` brings them.
-- When the ring no longer holds what is missed, or the log itself had a gap, the stream gets one
-  `rowcast.reset` and goes on from the head. Never silence.
+- What the ring no longer holds is fed to it from the log, page by page (`feed`), where the log can be read back;
+  it asks for that by `Wire.read_back`, and goes on from the ring as soon as that holds the rest.
+- When neither holds what is missed, or the log itself had a gap, the stream gets one `rowcast.reset` and goes on
+  from the head. Never silence.
 - ENDED: it gets nothing more, but what is pending is still written; the last block is `rowcast.bye`.
 - Every block is appended whole to `pending`, and only `take` removes: order is the order of appending.
 
@@ -61,7 +63,7 @@ class StreamState(Enum):
 class Wire:
     """What all streams of a hub share: the log's epoch and head, the limit of an event, the ring."""
 
-    __slots__ = ("epoch", "head", "max_event", "replica", "resets", "ring")
+    __slots__ = ("epoch", "head", "max_event", "read_back", "replica", "resets", "ring")
 
     def __init__(self, ring: Ring, *, max_event: int, replica: str) -> None:
         self.epoch = ""
@@ -71,6 +73,8 @@ class Wire:
         self.replica = replica
         self.resets = 0
         """How often a stream was told to refetch."""
+        self.read_back: Callable[[Stream], bool] = lambda stream: False
+        """Have a stream fed from the log, from its cursor on; False: the log can't be read back."""
 
     def position(self, place: Place) -> str:
         """A place's wire form in the current epoch."""
@@ -237,6 +241,39 @@ class Stream:
         self.pending_bytes = 0
         return data
 
+    def feed(self, page: Ring, upto: Place) -> bool:
+        """Read on in a page of the log, which holds every entry above `page.floor` up to `upto`.
+
+        Returns whether the stream has all of it, and wants the next one. If not, it must be drained first (over PAGE
+        is pending), or is not behind any more, or is paused; then it asks again by itself.
+        """
+        ring = self.wire.ring
+        while self.state is StreamState.BEHIND and page.floor <= self.cursor and self.pending_bytes < PAGE:
+            bound = self._bound()
+            stop = upto if bound is None else min(bound, upto)
+            walk = page.walk(self.cursor, self._walk_topics, stop)
+            assert walk is not None
+            for entry in walk:
+                # Topics that are to stay as they are get the newer entry of the same key from the ring.
+                if bound is None and ring.supersedes(entry):
+                    continue
+                self._append(entry.frame(self.wire.epoch, self.wire.max_event))
+                self.cursor = self.beaten = entry.place
+                if self.pending_bytes >= PAGE:
+                    return False
+            self.cursor = max(self.cursor, stop)
+            if bound is None or bound > upto:
+                return True
+            if not self._turns:
+                return False
+            self._take_turn()
+        return False
+
+    def lose(self, reason: str) -> None:
+        """What the stream is fed can't be had any more: it gets a reset."""
+        if self.state is StreamState.BEHIND:
+            self._lose(reason)
+
     def listed(self, topics: frozenset[str]) -> list[str]:
         """Topics as the client is told them: sorted, without its user's own."""
         return sorted(topics - {user_topic(self.grant.user)})
@@ -267,7 +304,9 @@ class Stream:
         while self.state is StreamState.BEHIND:
             walk = self._walk if self._walk is not None else self._next_walk()
             if walk is None or walk.lost:
-                self._lose("position_expired")
+                self._walk = self._walk_from = None
+                if not self.wire.read_back(self):
+                    self._lose("position_expired")
                 return
             self._walk = walk
             for entry in walk:
@@ -276,24 +315,31 @@ class Stream:
                 if self.pending_bytes >= PAGE:
                     return
             self._walk, self._walk_from = None, walk.end
-            upto = self._turns[0].place if self._turns else self._paused
+            upto = self._bound()
             if upto is not None and walk.end < self.wire.ring.index(upto):
                 continue  # the walk began before this turn was known, and ended short of it
             if self._turns:
-                turn = self._turns.popleft()
-                self._walk_topics = turn.topics
-                self.cursor = max(self.cursor, turn.place)
-                if turn.block:
-                    self._append(turn.block)
+                self._take_turn()
             elif self._paused is not None:
                 return
             elif walk.end == self.wire.ring.end:
                 self.state = StreamState.LIVE
                 self._walk_from = None
 
+    def _bound(self) -> Place | None:
+        """The place up to which the topics are `_walk_topics`; None: up to the head."""
+        return self._turns[0].place if self._turns else self._paused
+
+    def _take_turn(self) -> None:
+        turn = self._turns.popleft()
+        self._walk_topics = turn.topics
+        self.cursor = max(self.cursor, turn.place)
+        if turn.block:
+            self._append(turn.block)
+
     def _next_walk(self) -> Walk | None:
         ring = self.wire.ring
-        upto = self._turns[0].place if self._turns else self._paused
+        upto = self._bound()
         if self._walk_from is None:
             return ring.walk(self.cursor, self._walk_topics, upto)
         return ring.walk_on(self._walk_from, self._walk_topics, upto)

@@ -9,20 +9,24 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
+from bisect import bisect_right
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 
 from rowcast.core.body import body_of
 from rowcast.core.entry import Batch, Control, Entry, Kind
 from rowcast.core.position import ORIGIN, Place, Position
-from rowcast.errors import Unavailable
-from rowcast.ports import Draft, Log, State
+from rowcast.errors import Expired, Unavailable
+from rowcast.ports import Bounds, Draft, Log, State
 
 APPEND_TIMEOUT = 5.0
 """Seconds that a publish waits for the feed to be between two transactions."""
 
 CHUNK = 512
 """Entries in a batch of what is kept, when a tail starts."""
+
+PAGE = 1000
+"""Entries that are read back at once, at most."""
 
 _SMALL = 200
 """An estimate for entries that hold no data, in bytes."""
@@ -48,7 +52,9 @@ class MemoryLog:
         self._max_entries = max_entries
         self._max_bytes = max_bytes
         self._epoch = secrets.token_hex(4)
-        self._kept: deque[tuple[float, Entry]] = deque()
+        self._kept: list[tuple[float, Entry] | None] = []
+        self._first = 0
+        """Where in `_kept` the oldest entry is; what was before it is gone."""
         self._bytes = 0
         self._floor: Place = ORIGIN
         self._head: Place = ORIGIN
@@ -118,7 +124,7 @@ class MemoryLog:
         await self._until(lambda: self._begun)
         self._drop_old(time.time())
         queue: deque[Batch] = deque([Batch(self._epoch, [], self._floor, reset="start")])
-        kept = [entry for _, entry in self._kept]
+        kept = [entry for _, entry in self._items()]
         for start in range(0, len(kept), CHUNK):
             chunk = kept[start : start + CHUNK]
             queue.append(Batch(self._epoch, chunk, chunk[-1].place))
@@ -133,7 +139,25 @@ class MemoryLog:
         finally:
             self._queue = None
 
+    # ports.ReadableLog
+
+    async def bounds(self) -> Bounds:
+        """What is kept."""
+        self._drop_old(time.time())
+        return Bounds(self._epoch, self._floor, self._head)
+
+    async def read(self, after: Place, upto: Place) -> Batch:
+        """At most PAGE entries; see `ports.ReadableLog.read`. Raises `Expired`."""
+        if after < self._floor:
+            raise Expired(f"the log begins after {self._floor}")
+        start = bisect_right(self._kept, after, lo=self._first, key=_place)
+        page = [entry for _, entry in self._items(start, start + PAGE) if entry.place <= upto]
+        return Batch(self._epoch, page, page[-1].place if len(page) == PAGE else upto)
+
     # Inside
+
+    def _items(self, start: int = 0, stop: int | None = None) -> list[tuple[float, Entry]]:
+        return [item for item in self._kept[max(start, self._first) : stop] if item is not None]
 
     async def _take_over(self, feed: Log) -> None:
         try:
@@ -152,7 +176,7 @@ class MemoryLog:
 
     def _restart(self, batch: Batch, reason: str) -> None:
         self._kept.clear()
-        self._bytes = 0
+        self._first = self._bytes = 0
         self._floor = self._head = batch.head
         if self._begun:
             # The places of a new incarnation of the feed may lie below those given out before.
@@ -172,14 +196,22 @@ class MemoryLog:
 
     def _drop_old(self, now: float) -> None:
         kept = self._kept
-        while kept and (
-            kept[0][0] < now - self._retention
-            or self._bytes > self._max_bytes
-            or (self._max_entries is not None and len(kept) > self._max_entries)
+        while (
+            self._first < len(kept)
+            and (oldest := kept[self._first]) is not None
+            and (
+                oldest[0] < now - self._retention
+                or self._bytes > self._max_bytes
+                or (self._max_entries is not None and len(kept) - self._first > self._max_entries)
+            )
         ):
-            _, entry = kept.popleft()
-            self._bytes -= _size(entry)
-            self._floor = entry.place
+            kept[self._first] = None
+            self._first += 1
+            self._bytes -= _size(oldest[1])
+            self._floor = oldest[1].place
+        if self._first > 1000 and self._first > len(kept) // 2:
+            del kept[: self._first]
+            self._first = 0
 
     async def _wake(self) -> None:
         async with self._moved:
@@ -196,6 +228,11 @@ class MemoryLog:
         """Wait until the tail has yielded everything, if one runs."""
         async with self._moved:
             await self._moved.wait_for(lambda: not self._queue or self._closed)
+
+
+def _place(item: tuple[float, Entry] | None) -> Place:
+    assert item is not None
+    return item[1].place
 
 
 def _size(entry: Entry) -> int:

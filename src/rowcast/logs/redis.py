@@ -19,11 +19,11 @@ from rowcast.core import codec
 from rowcast.core.body import body_of
 from rowcast.core.entry import Batch, Control, Entry, Kind
 from rowcast.core.position import ORIGIN, Place, Position
-from rowcast.errors import DecodeError, SetupError, Unavailable
+from rowcast.errors import DecodeError, Expired, SetupError, Unavailable
 from rowcast.logs.leader import WalLeader
-from rowcast.logs.redis_cursor import Cursor, Item, Kept
+from rowcast.logs.redis_cursor import Cursor, Item, Kept, page_of
 from rowcast.logs.redis_store import RedisStore, Refused, mint
-from rowcast.ports import Draft, State
+from rowcast.ports import Bounds, Draft, State
 
 logger = logging.getLogger(__name__)
 
@@ -174,6 +174,23 @@ class RedisLog:
                 self._leading.result()
             await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311  # no secret
             pause = min(pause * 2, LONGEST_PAUSE)
+
+    # ports.ReadableLog
+
+    async def bounds(self) -> Bounds:
+        """What the stream holds. Raises `Unavailable`."""
+        head, first = await self._store.look()
+        if head is None:
+            return Bounds("", ORIGIN, ORIGIN)
+        last = max(head.top, head.wal)
+        return Bounds(head.incarnation, last if first is None else first.before, last)
+
+    async def read(self, after: Place, upto: Place) -> Batch:
+        """The entries of the next few items; see `ports.ReadableLog.read`. Raises `Expired` and `Unavailable`."""
+        page = page_of(await self._store.range(after), after, upto)
+        if page is None:
+            raise Expired(f"the log does not hold everything after {after} any more")
+        return page
 
     # Inside
 

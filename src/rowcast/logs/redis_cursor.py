@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from rowcast.core import codec
-from rowcast.core.entry import Batch
+from rowcast.core.entry import Batch, Entry
 from rowcast.core.position import ORIGIN, Place
 from rowcast.errors import DecodeError
 
@@ -41,6 +41,18 @@ class Item(NamedTuple):
     data: bytes
     time: float
     size: int
+
+    @property
+    def before(self) -> Place:
+        """The place of the item before it: between the two there is nothing."""
+        return max(self.wal, _place_of(self.pub))
+
+    def entries(self, after: Place) -> list[Entry]:
+        """Its entries above `after`; what other items before it have, too, is left out. Raises `DecodeError`."""
+        if self.nonce:
+            return codec.decode(self.data, self.place) if self.place > after else []
+        after = max(after, self.wal)
+        return [entry for entry in codec.decode(self.data) if entry.place > after]
 
     @classmethod
     def parse(cls, name: bytes, fields: Mapping[bytes, bytes]) -> Item:
@@ -98,7 +110,7 @@ class Cursor:
         self.wal, self.pub = first.wal, first.pub
         major, minor = first.place
         self.place = (major, minor - 1) if minor else (major - 1, _LARGEST)
-        return max(self.wal, _place_of(self.pub))
+        return first.before
 
     def take(self, item: Item) -> list[Batch]:
         """The batch of an item, after one with a reset if everything before it can't be told to be complete.
@@ -133,6 +145,25 @@ class Cursor:
         gone = self._missing == head.top
         self._missing = head.top
         return gone
+
+
+def page_of(items: list[Item], after: Place, upto: Place) -> Batch | None:
+    """The entries above `after` and not above `upto` of items that lie above `after`, as far as they go.
+
+    None: something between them, or before the first, is not there any more, or is another incarnation's. Raises
+    `DecodeError`.
+    """
+    entries: list[Entry] = []
+    reached = after
+    for item in items:
+        if item.before > reached or item.incarnation != items[0].incarnation:
+            return None
+        entries.extend(entry for entry in item.entries(after) if entry.place <= upto)
+        reached = item.place
+        if reached >= upto:
+            break
+    # Up to there the log was seen to go: what is not there now is gone.
+    return Batch(items[0].incarnation, entries, min(reached, upto)) if items else None
 
 
 class Kept:

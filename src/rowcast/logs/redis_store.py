@@ -38,6 +38,9 @@ REPLICATION_WAIT = 200
 READ_ITEMS = 16
 """Items read at once: with batches of 512 entries, about a megabyte."""
 
+RANGE_ITEMS = 4
+"""Items read back at once: with batches of 512 entries, about 300 kB."""
+
 _HEAD_FIELDS = ("inc", "wal", "top", "pub", "db")
 
 
@@ -109,6 +112,12 @@ class RedisStore:
                 {STREAM: format_place(after)}, count=READ_ITEMS, block=self._block or None
             )
         return [Item.parse(name, fields) for _, items in found for name, fields in items]
+
+    async def range(self, after: Place) -> list[Item]:
+        """The next items that the stream holds now, at most RANGE_ITEMS."""
+        async with _asking():
+            found: Any = await self._redis.xrange(STREAM, min=f"({format_place(after)}", count=RANGE_ITEMS)
+        return [Item.parse(name, fields) for name, fields in found]
 
     async def append(
         self, incarnation: str, before: Place, last: Place, data: bytes, *, count: int, now: float

@@ -18,8 +18,8 @@ import pytest
 
 from rowcast.core.entry import Batch, Control, Entry, Kind
 from rowcast.core.position import Place, Position
-from rowcast.errors import Unavailable
-from rowcast.ports import Draft, Log
+from rowcast.errors import Expired, Unavailable
+from rowcast.ports import Draft, Log, ReadableLog
 
 TIMEOUT = 20.0
 """Seconds that anything here may take."""
@@ -308,6 +308,67 @@ class SharedLogSuite(LogSuite):
             assert first.places == second.places
             assert first.topics == second.topics == [f"topic:{number}" for number in range(20)]
             assert first.batches[0].epoch == second.batches[0].epoch
+
+
+class ReadableLogSuite:
+    """What a log promises that can be read back: inherit from it beside `LogSuite`."""
+
+    async def test_what_is_read_back_is_what_the_tail_brought(self, logs: Logs) -> None:
+        """From every place to every place: the same entries at the same places, each once."""
+        log = await logs.make()
+        assert isinstance(log, ReadableLog)
+        async with tailing(log) as tail:
+            for number in range(12):
+                await log.append(data(f"topic:{number}", event="e", key=f"k{number}"))
+            bounds = await log.bounds()
+            assert bounds.epoch == tail.batches[0].epoch
+            assert bounds.last >= tail.places[-1]
+            places = [bounds.first, *tail.places]
+            for first, after in enumerate(places[:-1]):
+                for last in range(first + 1, len(places)):
+                    read = await read_back(log, after, places[last])
+                    assert [entry.place for entry in read] == places[first + 1 : last + 1]
+            whole = await read_back(log, bounds.first, places[-1])
+            for one, other in zip(whole, tail.entries, strict=True):
+                assert (one.topic, one.kind, one.event, one.key) == (other.topic, other.kind, other.event, other.key)
+                assert one.body.encode(1 << 20) == other.body.encode(1 << 20)
+
+    async def test_reading_back_goes_page_by_page(self, logs: Logs) -> None:
+        """However long the range is."""
+        log = await logs.make()
+        assert isinstance(log, ReadableLog)
+        async with tailing(log) as tail:
+            for start in range(0, 1200, 20):
+                await asyncio.gather(*(log.append(data(f"topic:{number}")) for number in range(start, start + 20)))
+            bounds = await log.bounds()
+            read = await read_back(log, bounds.first, tail.places[-1])
+            assert [entry.place for entry in read] == tail.places
+
+    async def test_what_is_not_there_any_more_is_expired(self, logs: Logs) -> None:
+        """Below the lower bound nothing is promised, and that is said."""
+        log = await logs.make()
+        assert isinstance(log, ReadableLog)
+        async with tailing(log) as tail:
+            await log.append(data("topic:1"))
+            bounds = await log.bounds()
+            if bounds.first > (0, 0):
+                with pytest.raises(Expired):
+                    await log.read((0, 0), tail.places[-1])
+
+
+async def read_back(log: ReadableLog, after: Place, upto: Place) -> list[Entry]:
+    """Every entry above `after` up to `upto`, and that each page keeps its promise."""
+    entries: list[Entry] = []
+    while after < upto:
+        page = await log.read(after, upto)
+        assert page.reset is None
+        assert after < page.head <= upto
+        for entry in page.entries:
+            assert after < entry.place <= page.head
+            after = entry.place
+        entries.extend(page.entries)
+        after = page.head
+    return entries
 
 
 async def _patiently(call: Callable[[], Awaitable[Place]]) -> Place:
