@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from rowcast.core.entry import Batch, Control, Entry, Kind
+from rowcast.core.gains import Gains
 from rowcast.core.grants import Grant
 from rowcast.core.position import Place, Position
 from rowcast.core.ring import Ring
@@ -24,8 +25,9 @@ from rowcast.core.subscriptions import Load, Subscriptions, TopicChange
 from rowcast.core.topics import TopicIndex
 from rowcast.errors import Unavailable
 from rowcast.joins import Joins
-from rowcast.ports import Loader, Log, ReadableLog, State
+from rowcast.ports import Loader, Log, ReadableLog, RowReader, State
 from rowcast.readback import ReadBack
+from rowcast.snapshots import Snapshots
 from rowcast.telemetry.histogram import Histogram
 from rowcast.wheel import Wheel
 
@@ -48,8 +50,8 @@ class Hub:
     `loader` reads users' subscription rows (None: there are no rules that need the database). `ring_bytes`
     bounds the ring, `max_event` an event, both in bytes. `max_streams` bounds the streams of this replica,
     `max_streams_per_user` those of one user: the oldest is ended for the newest. `heartbeat` is the pause between
-    the heartbeats of a stream, in seconds. `on_disconnect` is told of
-    every "disconnect" that comes by: (user, Unix time at which it was asked for).
+    the heartbeats of a stream, in seconds. `reader` reads the rows of topics (None: no route has snapshots).
+    `on_disconnect` is told of every "disconnect" that comes by: (user, Unix time at which it was asked for).
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class Hub:
         max_streams: int,
         max_streams_per_user: int,
         heartbeat: float,
+        reader: RowReader | None = None,
         on_disconnect: Callable[[str, float], None] = lambda user, at: None,
     ) -> None:
         self.log = log
@@ -71,6 +74,9 @@ class Hub:
         self.wire = Wire(self.ring, max_event=max_event, replica=replica)
         self.subscriptions = Subscriptions(rules)
         self.joins = Joins(self, loader)
+        self.snapshots = Snapshots(self, reader)
+        if reader is not None:
+            self.wire.snapshots = self.snapshots
         self.wheel = Wheel(self, heartbeat)
         self.readback = ReadBack(self, log if isinstance(log, ReadableLog) else None)
         self.wire.read_back = self.readback.want
@@ -86,6 +92,7 @@ class Hub:
         self.latency = Histogram(LATENCY_BOUNDS)
         """Seconds from commit to stream, by the clocks of Postgres and of this machine."""
         self.warm = False
+        self._gains = Gains()
         self._index: TopicIndex[Stream] = TopicIndex()
         self._starting: dict[Stream, Position | None] = {}
         self._dirty: list[Stream] = []
@@ -158,6 +165,7 @@ class Hub:
             self._restart(batch, batch.reset)
         for entry in batch.entries:
             self.handle_entry(entry)
+        self.snapshots.note(batch.entries)
         self.wire.head = max(self.wire.head, batch.head)
         self.settle()
         self.joins.mind(self.subscriptions.recent)
@@ -172,6 +180,7 @@ class Hub:
                 self._push(stream, entry)
         elif entry.kind is Kind.ROW:
             self.wire.head = entry.place
+            self._gains.note(self.subscriptions.gaining(entry.body), entry.place)
             effect = self.subscriptions.apply(entry)
             for change in effect.changed:
                 self._change(change, entry.place)
@@ -199,7 +208,9 @@ class Hub:
             self._on_disconnect(control.user, control.at)
             for stream in tuple(self.users.get(control.user, ())):
                 self.end(stream, "disconnected")
-        elif control.user in self.users:
+            return
+        self._gains.note([control.user], self.wire.head)
+        if control.user in self.users:
             if self.subscriptions.has_sql:
                 self.reload(control.user, tell=True)
             elif not self.subscriptions.exact(control.user):
@@ -225,6 +236,8 @@ class Hub:
         self.ring.restart(batch.head)
         self.readback.clear()
         self.subscriptions.restart()
+        self.snapshots.restart()
+        self._gains.restart(batch.head)
         if not first:
             logger.warning("log restarted at %s: %s", self.wire.position(batch.head), reason)
         for user, streams in self.users.items():
@@ -277,11 +290,13 @@ class Hub:
         *,
         narrow: frozenset[str] | None = None,
         cursor: Position | None = None,
+        snapshot: bool = False,
     ) -> Stream:
         """Open a stream for a user; `wake` is called when there is something to take.
 
         It is STARTING until the user's subscriptions are exact. `cursor` is the client's last position (None:
-        from now on). Raises `Busy` when this replica takes no stream now.
+        from now on). `snapshot`: the client wants the current rows of its topics first. Raises `Busy` when this
+        replica takes no stream now.
         """
         if self.draining:
             raise Busy("this replica is draining; connect again", "draining")
@@ -292,7 +307,7 @@ class Hub:
         streams = self.users.setdefault(grant.user, [])
         while len(streams) >= self.max_streams_per_user:
             self.end(streams[0], "busy", retry=random.randrange(20_000, 40_000))  # noqa: S311
-        stream = Stream(grant, self.wire, wake, narrow=narrow)
+        stream = Stream(grant, self.wire, wake, narrow=narrow, snapshot=snapshot)
         if not streams:
             self.users[grant.user] = streams
             self.subscriptions.expect(grant.user)
@@ -336,6 +351,7 @@ class Hub:
         self._reindex(stream, frozenset())
         stream.topics = frozenset()
         stream.state = StreamState.ENDED
+        stream.release()
         self.wheel.remove(stream)
         streams = self.users[stream.grant.user]
         streams.remove(stream)
@@ -356,7 +372,8 @@ class Hub:
         reset, place = self._resumable(cursor)
         topics = stream.effective(self.subscriptions.topics(user))
         self._reindex(stream, topics)
-        stream.start(topics, place, reset)
+        anew = place is not None and self._gains.since(user, place)
+        stream.start(topics, place, reset, anew=anew)
         if place is not None:
             self.catchups["reconnect"] += 1
         self._mark(stream)

@@ -6,12 +6,13 @@ upstream, and nothing a stream does can block the hub, nor the hub the log.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Literal, Protocol, runtime_checkable
 
 import msgspec
 
 from rowcast.core.entry import Batch
+from rowcast.core.fill import Pages, Read
 from rowcast.core.position import Place, Position
 from rowcast.core.snapshot import Snapshot
 from rowcast.core.subscriptions import Load
@@ -130,4 +131,43 @@ class Loader(Protocol):
 
     async def horizon(self) -> Snapshot:
         """A fresh snapshot: what is below its xmin is visible to every later load."""
+        ...
+
+
+class TooEarly(Exception):
+    """A commit that has come by in the log is not visible to a snapshot yet: to be tried again in a moment."""
+
+
+class TooLong(Exception):
+    """A transaction that reads rows took longer than it may."""
+
+
+class RowReader(Protocol):
+    """Reads the current rows of topics from the database; see `snapshot_reader.SnapshotReader`."""
+
+    @property
+    def timeout(self) -> float:
+        """Seconds that a transaction may take."""
+        ...
+
+    def covers(self, topic: str) -> bool:
+        """Whether there is a snapshot of the topic to be had."""
+        ...
+
+    async def read(
+        self, topics: Sequence[str], accepts: Callable[[Snapshot], bool], position: Callable[[Place], str]
+    ) -> Read:
+        """Read the rows of all `topics` in one transaction, and mark the WAL after its snapshot was taken.
+
+        `accepts` says whether the snapshot will do, `position` writes a place. Raises `TooEarly`, `TooLong`,
+        `Crowded` and `Unavailable`.
+        """
+        ...
+
+    def failed(self, topic: str, reason: str, position: str) -> Pages:
+        """The page of a topic whose rows can't be had."""
+        ...
+
+    async def horizon(self) -> Snapshot:
+        """A fresh snapshot."""
         ...

@@ -33,11 +33,13 @@ from rowcast.logs.redis import RedisLog
 from rowcast.logs.redis_store import RedisStore
 from rowcast.logs.slot_watch import SlotWatch
 from rowcast.pending import Pending
-from rowcast.ports import Loader, Log
+from rowcast.ports import Loader, Log, RowReader
 from rowcast.roster import RedisRoster, Roster
+from rowcast.snapshot_reader import SnapshotReader
 from rowcast.sources.catalog import only, read_catalog
 from rowcast.sources.publication import ensure_publication
 from rowcast.sources.wal import options
+from rowcast.spool import Budget
 
 logger = logging.getLogger(__name__)
 
@@ -158,6 +160,7 @@ class Replica:
 
     async def _start(self) -> None:
         loader: Loader | None = None
+        reader: RowReader | None = None
         if self.config.postgres is not None:
             catalog = await self._prepare(self.config.postgres)
             self.router = Router(self._routes, self._rules, envelope=self.config.server.envelope)
@@ -168,6 +171,7 @@ class Replica:
             if self._rules:
                 assert self.pool is not None
                 loader = PostgresLoader(self.pool, self._rules, catalog, self.log.head)
+            reader = await self._make_reader(self.config.postgres, catalog)
         else:
             if self._rules:
                 raise ConfigError("subscriptions read tables: set [postgres] url")
@@ -175,13 +179,17 @@ class Replica:
                 raise ConfigError(
                     "routes send changes of tables: set [postgres] url, or the secret of a webhook that brings them"
                 )
+            for route in self._routes:
+                if route.snapshot:
+                    raise ConfigError(f"{route.origin}: snapshots are read from the database: set [postgres] url")
             self.router = Router(self._routes, envelope=self.config.server.envelope)
             self.log = self._pick_log(None)
-        self.hub = self._make_hub(loader)
+        self.hub = self._make_hub(loader, reader)
         self.pending = Pending(self.hub, self.log)
         await self.log.open()
         self._run(self.hub.run())
         self._run(self.hub.joins.run())
+        self._run(self.hub.snapshots.run())
         self._run(self.hub.wheel.run())
         self._run(self.hub.readback.run())
         self._run(self.pending.run())
@@ -290,7 +298,26 @@ class Replica:
             max_bytes=section.max_bytes,
         )
 
-    def _make_hub(self, loader: Loader | None) -> Hub:
+    async def _make_reader(self, postgres: Postgres, catalog: Catalog) -> SnapshotReader | None:
+        """What reads snapshots, if any route has them. Raises `ConfigError` and `SetupError`."""
+        routes = [route for route in self._routes if route.snapshot]
+        if not routes:
+            return None
+        assert self.pool is not None
+        reader = SnapshotReader(
+            self.pool,
+            routes,
+            catalog,
+            self.log.head,
+            publication=postgres.publication,
+            timeout=postgres.snapshot_timeout,
+            budget=Budget(postgres.snapshot_bytes),
+            max_event=self.config.server.max_event,
+        )
+        await reader.check()
+        return reader
+
+    def _make_hub(self, loader: Loader | None, reader: RowReader | None) -> Hub:
         server = self.config.server
         descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         return Hub(
@@ -303,6 +330,7 @@ class Replica:
             max_streams=server.max_streams or max(1, descriptors - DESCRIPTORS_KEPT),
             max_streams_per_user=server.max_streams_per_user,
             heartbeat=server.heartbeat,
+            reader=reader,
             on_disconnect=self._authenticator.revoke,
         )
 

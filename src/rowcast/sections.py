@@ -56,12 +56,15 @@ class Server(Section):
 
 
 class Postgres(Section):
-    """`[postgres]`: where changes come from. The URL may hold a password, so it is never printed."""
+    """`[postgres]`: where changes come from. Durations in seconds, sizes in bytes. The URL may hold a password, so it
+    is never printed."""
 
     url: str = Field(repr=False, min_length=1)
     publication: str = Field(default="rowcast", pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,62}$")
     slot: str = Field(default="rowcast", pattern=r"^[a-z0-9_]{1,40}$")
     max_held_wal: Size = Field(default=1 << 30, gt=0)
+    snapshot_timeout: Duration = Field(default=10.0, gt=0)
+    snapshot_bytes: Size = Field(default=256 << 20, ge=1 << 20)
     on_held_wal: Literal["warn", "drop"] = "warn"
 
 

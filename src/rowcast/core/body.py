@@ -93,6 +93,19 @@ class ChangeBody:
         encoded = self._event(record, self._changes())
         return encoded if len(encoded) <= limit or record is None else self._cut(record, limit)
 
+    def row(self, limit: int) -> tuple[bytes, bool]:
+        """The JSON of `record` alone, and whether it was cut: of one of over `limit` bytes only the key's columns
+        remain, as far as they fit."""
+        record = self._record() or {}
+        encoded = _encode(record)
+        if len(encoded) <= limit:
+            return encoded, False
+        kept: dict[str, Any] = {}
+        for name in self._key_columns():
+            if name in record and len(_encode(kept | {name: record[name]})) <= limit:
+                kept[name] = record[name]
+        return _encode(kept), True
+
     # Values
 
     def _record(self) -> dict[str, Any] | None:

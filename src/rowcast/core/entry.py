@@ -24,6 +24,8 @@ from rowcast.core.position import ORIGIN, Place, format_position
 
 USER_PREFIX = "user:"
 
+_decode = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+
 _OVERHEAD = 400
 """An entry's own memory in bytes: object, place, topic, slot and chain in the ring."""
 
@@ -88,7 +90,9 @@ class Entry:
 
     `topic` is "" for ROW and CONTROL. `key` identifies the row for conflation (None: never conflated).
     `event` is the SSE event name (None: the default, `message`). `time` is the commit's, in microseconds
-    since the Unix epoch.
+    since the Unix epoch. `xid` is the 32-bit id of the transaction; of a DATA or SWEEP entry only where a snapshot
+    of its topic would have its row, else 0: what was published, and what a route without `snapshot` sends, is
+    never in a snapshot.
     """
 
     __slots__ = ("_frame", "body", "event", "key", "kind", "place", "time", "topic", "xid")
@@ -128,6 +132,13 @@ class Entry:
                 self.body.encode(limit), position=format_position(epoch, self.place), event=self.event
             )
         return self._frame
+
+    def frame_on(self, topic: str, limit: int) -> bytes:
+        """The SSE block of a SWEEP entry as if it were addressed to one topic alone, without an id."""
+        event = _decode(self.body.encode(limit))
+        if "topic" in event:
+            event["topic"] = msgspec.Raw(msgspec.json.encode(topic))
+        return sse.frame(msgspec.json.encode(event), event=self.event)
 
     def __repr__(self) -> str:
         return f"<Entry {self.kind.name} {self.topic or self.body!r} at {self.place}>"

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import heapq
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 
 from rowcast.core.entry import Entry, Kind
 from rowcast.core.position import ORIGIN, Place
@@ -82,18 +82,22 @@ class Ring:
         while self.bytes > self.max_bytes or (self.max_entries is not None and len(self) > self.max_entries):
             self._evict()
 
-    def walk(self, after: Place, topics: Iterable[str], upto: Place | None = None) -> Walk | None:
+    def walk(
+        self, after: Place, topics: Iterable[str], upto: Place | None = None, whole: Container[str] = ()
+    ) -> Walk | None:
         """The entries of `topics` above `after` (and not above `upto`, if given), or None when some of them
-        may be gone."""
+        may be gone. Those of the topics in `whole` are not conflated."""
         if after < self.floor:
             return None
-        return Walk(self, self.index(after), topics, None if upto is None else self.index(upto))
+        return Walk(self, self.index(after), topics, None if upto is None else self.index(upto), whole)
 
-    def walk_on(self, start: int, topics: Iterable[str], upto: Place | None = None) -> Walk | None:
+    def walk_on(
+        self, start: int, topics: Iterable[str], upto: Place | None = None, whole: Container[str] = ()
+    ) -> Walk | None:
         """Go on from where another walk ended (its `end`), or None when some entries since may be gone."""
         if start < self.first:
             return None
-        return Walk(self, start, topics, None if upto is None else self.index(upto))
+        return Walk(self, start, topics, None if upto is None else self.index(upto), whole)
 
     def supersedes(self, entry: Entry) -> bool:
         """Whether the ring holds an entry of the same topic and key as one that is older than all of it."""
@@ -144,9 +148,12 @@ class Walk:
     `stop` None means: up to what the ring holds now. `end` is where the walk ends: a further one goes on there.
     """
 
-    __slots__ = ("_heap", "_ring", "_stop", "_topics", "end")
+    __slots__ = ("_heap", "_ring", "_stop", "_topics", "_whole", "end")
 
-    def __init__(self, ring: Ring, start: int, topics: Iterable[str], stop: int | None) -> None:
+    def __init__(
+        self, ring: Ring, start: int, topics: Iterable[str], stop: int | None, whole: Container[str] = ()
+    ) -> None:
+        self._whole = whole
         self._ring = ring
         self._topics = tuple(topics)
         self.end = ring.end if stop is None else stop
@@ -185,5 +192,9 @@ class Walk:
             if entry.kind is Kind.SWEEP:
                 if any(topic.startswith(entry.topic) for topic in self._topics):
                     yield entry
-            elif entry.key is None or not seq < ring._newest[entry.topic, entry.key] < self.end:
+            elif (
+                entry.key is None
+                or not seq < ring._newest[entry.topic, entry.key] < self.end
+                or entry.topic in self._whole
+            ):
                 yield entry

@@ -273,6 +273,7 @@ class Router:
         last = minor + MAX_ENTRIES
         for bound in plan.routes:
             route = bound.route
+            seen_as = xid if route.snapshot else 0
             try:
                 addressed = self._addressed(bound, plan, change, new, old)
                 if minor + len(addressed) > last:
@@ -288,7 +289,7 @@ class Router:
                         envelope=self._envelope,
                     )
                     key = bound.conflation_key(old if moved or new is None else new) if bound.key else None
-                    entries.append(Entry(kind, (major, minor), data, topic=topic, xid=xid, key=key, time=time))
+                    entries.append(Entry(kind, (major, minor), data, topic=topic, xid=seen_as, key=key, time=time))
                     minor += 1
             except Exception as error:  # a poison row must not stop the log for everybody
                 self._poison(route, change, error)

@@ -40,6 +40,16 @@ def heartbeat(position: str) -> bytes:
     return b"id: " + _field(position, "id") + b"\n\n"
 
 
+def bare(block: bytes) -> bytes:
+    """A block without its id: it leaves the client's last event id as it is."""
+    return block.partition(b"\n")[2] if block.startswith(b"id: ") else block
+
+
+def forgetting(block: bytes) -> bytes:
+    """A block with an empty id: the client forgets its last event id, and comes back without one."""
+    return b"id: \n" + bare(block)
+
+
 def _field(value: str, name: str) -> bytes:
     if _FORBIDDEN.search(value):
         raise ValueError(f"an SSE {name} can't hold CR, LF or NUL: {value!r}")

@@ -18,10 +18,15 @@ The rules:
   it asks for that by `Wire.read_back`, and goes on from the ring as soon as that holds the rest.
 - When neither holds what is missed, or the log itself had a gap, the stream gets one `rowcast.reset` and goes on
   from the head. Never silence.
+- A stream that asked for snapshots is owed one of each topic that it gets: at its start, after a reset, and when its
+  subscription gives it the topic. It stays BEHIND at that place until the rows are there and sent (see `fill`), and
+  then goes on from it, leaving out what the rows hold. Until that is over its blocks have no id, and the block that
+  begins it has an empty one: whoever is cut off meanwhile comes back without a position, to begin with snapshots again.
 - ENDED: it gets nothing more, but what is pending is still written; the last block is `rowcast.bye`.
 - Every block is appended whole to `pending`, and only `take` removes: order is the order of appending.
 
-Memory is bounded by PENDING_LIMIT plus one page, one number per topic for a catch-up, and MAX_TURNS.
+Memory is bounded by PENDING_LIMIT plus one page, one number per topic for a catch-up, and MAX_TURNS. Rows of
+snapshots are not held here, but read page by page.
 """
 
 from __future__ import annotations
@@ -29,12 +34,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable
 from enum import Enum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
 from rowcast.core import sse
 from rowcast.core.entry import Entry, user_topic
+from rowcast.core.fill import Fill, Filter, Wants, due
 from rowcast.core.grants import Grant
 from rowcast.core.position import ORIGIN, Place, format_position
 from rowcast.core.ring import Ring, Walk
@@ -63,7 +69,7 @@ class StreamState(Enum):
 class Wire:
     """What all streams of a hub share: the log's epoch and head, the limit of an event, the ring."""
 
-    __slots__ = ("epoch", "head", "max_event", "read_back", "replica", "resets", "ring")
+    __slots__ = ("epoch", "head", "max_event", "read_back", "replica", "resets", "ring", "snapshots")
 
     def __init__(self, ring: Ring, *, max_event: int, replica: str) -> None:
         self.epoch = ""
@@ -71,6 +77,8 @@ class Wire:
         self.ring = ring
         self.max_event = max_event
         self.replica = replica
+        self.snapshots: Wants | None = None
+        """Who reads snapshots; None: there are none."""
         self.resets = 0
         """How often a stream was told to refetch."""
         self.read_back: Callable[[Stream], bool] = lambda stream: False
@@ -82,27 +90,36 @@ class Wire:
 
 
 class _Turn(NamedTuple):
-    """From `place` on the topics are `topics`; `block` tells the client."""
+    """From `place` on the topics are `topics`; `block` tells the client. Of `owed` ones it gets a snapshot first."""
 
     place: Place
     topics: frozenset[str]
     block: bytes
+    owed: frozenset[str] = frozenset()
 
 
 class Stream:
     """One client's stream.
 
     `grant` says whose it is and until when. `narrow` restricts it to these topics (None: all of the user's).
+    `snapshot`: the client asked for the current rows of its topics.
     `wake` is called when there is something to take and the writer may be waiting.
     """
 
     __slots__ = (
-        "__weakref__", "_narrow", "_paused", "_reset", "_turns", "_walk", "_walk_from", "_walk_topics", "after",
-        "beaten", "cursor", "dirty", "grant", "pending", "pending_bytes", "state", "topics", "wake", "wire",
+        "__weakref__", "_filters", "_narrow", "_paused", "_reset", "_turns", "_walk", "_walk_from", "_walk_topics",
+        "after", "beaten", "cursor", "dirty", "fill", "grant", "pending", "pending_bytes", "snapshot", "state",
+        "topics", "wake", "wire",
     )  # fmt: skip
 
     def __init__(
-        self, grant: Grant, wire: Wire, wake: Callable[[], None], *, narrow: frozenset[str] | None = None
+        self,
+        grant: Grant,
+        wire: Wire,
+        wake: Callable[[], None],
+        *,
+        narrow: frozenset[str] | None = None,
+        snapshot: bool = False,
     ) -> None:
         self.grant = grant
         self.wire = wire
@@ -119,6 +136,10 @@ class Stream:
         self.dirty = False
         self.beaten: Place = ORIGIN
         """The place that the last heartbeat or entry told the client."""
+        self.snapshot = snapshot
+        self.fill: Fill | None = None
+        """BEHIND: what must be sent before the stream goes on from its cursor."""
+        self._filters: list[Filter] = []
         self._narrow = narrow
         self._walk: Walk | None = None
         self._walk_from: int | None = None
@@ -135,27 +156,34 @@ class Stream:
         granted = self.grant.topics.union(topics, (user_topic(self.grant.user),))
         return granted if self._narrow is None else granted & self._narrow
 
-    def start(self, topics: frozenset[str], cursor: Place | None, reset: str | None = None) -> None:
+    def start(
+        self, topics: frozenset[str], cursor: Place | None, reset: str | None = None, *, anew: bool = False
+    ) -> None:
         """Begin with effective topics: LIVE at the head, or BEHIND from `cursor`. `reset` tells the client
-        why its position can't be resumed from."""
+        why its position can't be resumed from. `anew`: since the cursor there may have been topics gained, of which
+        the client has no rows."""
         assert self.state is StreamState.STARTING
         self.topics = topics
         self.state = StreamState.LIVE
-        place = self.wire.head
-        if cursor is not None:
-            place = cursor
-            self._fall_behind(cursor)
-            self._walk_topics = topics
+        place = self.wire.head if cursor is None else cursor
+        owed = self._owed(topics) if cursor is None or anew else frozenset()
         data = {
             "user": self.grant.user,
             "topics": self.listed(topics),
             "position": self.wire.position(place),
             "replica": self.wire.replica,
         }
-        self._append(sse.frame(_json(data), position=self.wire.position(place), event="rowcast.ready"))
+        if self.snapshot:
+            data["snapshot"] = sorted(owed)
+        block = sse.frame(_json(data), position=self.wire.position(place), event="rowcast.ready")
+        self._append(sse.forgetting(block) if owed else block)
         self.beaten = place
         if reset is not None:
-            self._append(self._reset_block(reset, self.wire.head))
+            block = self._reset_block(reset, self.wire.head, owed)
+            self._append(sse.forgetting(block) if owed else block)
+        if cursor is not None or owed:
+            self._fall_behind(place)
+            self._owe(owed)
 
     def push(self, entry: Entry) -> bool:
         """Give a LIVE stream the next entry of one of its topics. Returns whether it fell behind thereby."""
@@ -170,15 +198,17 @@ class Stream:
         """The subscription changes at a place. `tell`: send the event also when nothing differs."""
         if self.state in (StreamState.STARTING, StreamState.ENDED) or (topics == self.topics and not tell):
             return
-        block = self._subscriptions_block(place, topics)
+        owed = self._owed(topics - self.topics)
+        block = self._subscriptions_block(place, topics, owed)
         self.topics = topics
         if self.state is StreamState.LIVE:
-            self._append(block)
+            self._append(sse.forgetting(block) if owed else block)
             self.beaten = place
-            if self.pending_bytes > PENDING_LIMIT:
+            if owed or self.pending_bytes > PENDING_LIMIT:
                 self._fall_behind(place)
+                self._owe(owed)
         else:
-            self._turn(_Turn(place, topics, block))
+            self._turn(_Turn(place, topics, block, owed))
 
     def pause(self, place: Place, reset: str | None = None) -> None:
         """From `place` on the topics are unknown until `resume`. `reset`: the log has a gap before `place`,
@@ -187,6 +217,8 @@ class Stream:
             return
         if reset is not None:
             self._turns.clear()
+            self.fill = None
+            self._filters.clear()
             self._walk_topics = self.topics
             self._fall_behind(place)
             self._reset = self._reset or reset
@@ -201,13 +233,21 @@ class Stream:
         place, self._paused = self._paused, None
         if self._reset is not None:
             self.topics = topics
-            block, self._reset = self._reset_block(self._reset, place), None
-            self._turn(_Turn(place, topics, block))
+            owed = self._owed(topics)
+            block, self._reset = self._reset_block(self._reset, place, owed), None
+            self._turn(_Turn(place, topics, block, owed))
         else:
             changed = topics != self.topics or tell
-            block = self._subscriptions_block(place, topics) if changed else b""
+            owed = self._owed(topics - self.topics)
+            block = self._subscriptions_block(place, topics, owed) if changed else b""
             self.topics = topics
-            self._turn(_Turn(place, topics, block))
+            self._turn(_Turn(place, topics, block, owed))
+
+    def release(self) -> None:
+        """Let go of what it would still have sent: it is forgotten."""
+        self.fill = None
+        self._filters.clear()
+        self._turns.clear()
 
     def end(self, reason: str, retry: int | None = None) -> None:
         """Say `rowcast.bye` with a reason, and `retry:` in milliseconds if given; nothing comes after it."""
@@ -249,21 +289,25 @@ class Stream:
         """
         ring = self.wire.ring
         while self.state is StreamState.BEHIND and page.floor <= self.cursor and self.pending_bytes < PAGE:
+            if self.fill is not None and not self._fill(self.fill):
+                return False
             bound = self._bound()
             stop = upto if bound is None else min(bound, upto)
-            walk = page.walk(self.cursor, self._walk_topics, stop)
+            walk = page.walk(self.cursor, self._walk_topics, stop, self._whole())
             assert walk is not None
             for entry in walk:
                 # Topics that are to stay as they are get the newer entry of the same key from the ring.
                 if bound is None and ring.supersedes(entry):
                     continue
-                self._append(entry.frame(self.wire.epoch, self.wire.max_event))
-                self.cursor = self.beaten = entry.place
+                self._send(entry)
+                self.cursor = entry.place
                 if self.pending_bytes >= PAGE:
                     return False
             self.cursor = max(self.cursor, stop)
             if bound is None or bound > upto:
                 return True
+            if self._joined(bound):
+                continue
             if not self._turns:
                 return False
             self._take_turn()
@@ -296,12 +340,90 @@ class Stream:
         if len(self._turns) > MAX_TURNS:
             # All that is missed becomes one reset, at the last of the turns; the stream stays behind.
             self._turns.clear()
+            self.fill = None
+            self._filters.clear()
             self._fall_behind(turn.place)
-            self._turns.append(_Turn(turn.place, turn.topics, self._reset_block("too_slow", turn.place)))
+            owed = self._owed(turn.topics)
+            block = self._reset_block("too_slow", turn.place, owed)
+            self._turns.append(_Turn(turn.place, turn.topics, block, owed))
+
+    def _owed(self, topics: frozenset[str]) -> frozenset[str]:
+        """Those of which the stream must send a snapshot when it gets them."""
+        wants = self.wire.snapshots
+        if not self.snapshot or wants is None:
+            return frozenset()
+        return frozenset(topic for topic in topics if wants.covers(topic))
+
+    def _owe(self, owed: frozenset[str]) -> None:
+        """From the cursor on the stream owes snapshots."""
+        if owed:
+            assert self.wire.snapshots is not None
+            self.fill = Fill(owed)
+            self.wire.snapshots.want(self, self.fill)
+
+    def _fill(self, fill: Fill) -> bool:
+        """Append pages; returns whether the stream goes on from its cursor."""
+        if fill.awaited or self._paused is not None:
+            # Paused, it is not known what the user may see now, and so not which of the rows.
+            return False
+        # What was lost on the way to the head was lost before the rows were read, or may have been; if it was got
+        # again, that has a turn of its own.
+        allowed = self.topics.intersection(*(turn.topics for turn in self._turns))
+        while self.pending_bytes < PAGE:
+            page = fill.next(allowed)
+            if page is None:
+                self.fill = None
+                self._filters.extend(fill.filters)
+                return True
+            self._append(page)
+        return False
+
+    def _send(self, entry: Entry) -> None:
+        """Append an entry of a catch-up, as far as no snapshot holds it."""
+        if not self._filters:
+            self._append(entry.frame(self.wire.epoch, self.wire.max_event))
+            self.beaten = entry.place
+            return
+        left = due(entry, self._walk_topics, self._filters)
+        if left is None:
+            self._append(sse.bare(entry.frame(self.wire.epoch, self.wire.max_event)))
+        else:
+            # In an envelope without topics they are all the same.
+            for block in dict.fromkeys(entry.frame_on(topic, self.wire.max_event) for topic in left):
+                self._append(block)
+
+    def _bound(self) -> Place | None:
+        """The place up to which the topics are `_walk_topics` and the filters those that there are; None: up to the
+        head."""
+        places = [one.after for one in self._filters]
+        if self._turns:
+            places.append(self._turns[0].place)
+        elif self._paused is not None:
+            places.append(self._paused)
+        return min(places, default=None)
+
+    def _whole(self) -> frozenset[str]:
+        """The topics that are not conflated: a newer entry that is left out must not hide an older one that is not."""
+        return frozenset().union(*(one.topics for one in self._filters))
+
+    def _joined(self, place: Place) -> bool:
+        """Let go of the filters that end at a place; returns whether there was one. Without any left, blocks have
+        ids again."""
+        left = [one for one in self._filters if one.after > place]
+        if len(left) == len(self._filters):
+            return False
+        self._filters = left
+        self.cursor = max(self.cursor, place)
+        if not left:
+            self._append(sse.heartbeat(self.wire.position(self.cursor)))
+            self.beaten = self.cursor
+        return True
 
     def _catch_up(self) -> None:
         """Read from the ring until a page is pending, or the stream is LIVE, or paused."""
         while self.state is StreamState.BEHIND:
+            if self.fill is not None and not self._fill(self.fill):
+                return
             walk = self._walk if self._walk is not None else self._next_walk()
             if walk is None or walk.lost:
                 self._walk = self._walk_from = None
@@ -310,14 +432,16 @@ class Stream:
                 return
             self._walk = walk
             for entry in walk:
-                self._append(entry.frame(self.wire.epoch, self.wire.max_event))
-                self.cursor = self.beaten = entry.place
+                self._send(entry)
+                self.cursor = entry.place
                 if self.pending_bytes >= PAGE:
                     return
             self._walk, self._walk_from = None, walk.end
             upto = self._bound()
             if upto is not None and walk.end < self.wire.ring.index(upto):
                 continue  # the walk began before this turn was known, and ended short of it
+            if upto is not None and self._joined(upto):
+                continue
             if self._turns:
                 self._take_turn()
             elif self._paused is not None:
@@ -326,47 +450,60 @@ class Stream:
                 self.state = StreamState.LIVE
                 self._walk_from = None
 
-    def _bound(self) -> Place | None:
-        """The place up to which the topics are `_walk_topics`; None: up to the head."""
-        return self._turns[0].place if self._turns else self._paused
-
     def _take_turn(self) -> None:
         turn = self._turns.popleft()
         self._walk_topics = turn.topics
         self.cursor = max(self.cursor, turn.place)
-        if turn.block:
-            self._append(turn.block)
+        if turn.block and turn.owed:
+            self._append(sse.forgetting(turn.block))
+        elif turn.block:
+            self._append(sse.bare(turn.block) if self._filters else turn.block)
+        self._owe(turn.owed)
 
     def _next_walk(self) -> Walk | None:
         ring = self.wire.ring
         upto = self._bound()
+        whole = self._whole()
         if self._walk_from is None:
-            return ring.walk(self.cursor, self._walk_topics, upto)
-        return ring.walk_on(self._walk_from, self._walk_topics, upto)
+            return ring.walk(self.cursor, self._walk_topics, upto, whole)
+        return ring.walk_on(self._walk_from, self._walk_topics, upto, whole)
 
     def _lose(self, reason: str) -> None:
         """What is missed can't be had any more: reset, and go on from the head (or stay paused there)."""
         self._turns.clear()
+        self.fill = None
+        self._filters.clear()
         self._walk = self._walk_from = None
         self.cursor = self.wire.head
         if self._paused is not None:
             self._paused = self.wire.head
             self._reset = self._reset or reason
             return
-        self._append(self._reset_block(reason, self.wire.head))
-        self.state = StreamState.LIVE
+        owed = self._owed(self.topics)
+        block = self._reset_block(reason, self.wire.head, owed)
+        if owed:
+            self._append(sse.forgetting(block))
+            self._walk_topics = self.topics
+            self._owe(owed)
+        else:
+            self._append(block)
+            self.state = StreamState.LIVE
 
-    def _reset_block(self, reason: str, place: Place) -> bytes:
+    def _reset_block(self, reason: str, place: Place, owed: frozenset[str]) -> bytes:
         position = self.wire.position(place)
         self.beaten = place
         self.wire.resets += 1
-        data = {"reason": reason, "position": position, "topics": self.listed(self.topics)}
+        data: dict[str, Any] = {"reason": reason, "position": position, "topics": self.listed(self.topics)}
+        if self.snapshot:
+            data["snapshot"] = sorted(owed)
         return sse.frame(_json(data), position=position, event="rowcast.reset")
 
-    def _subscriptions_block(self, place: Place, topics: frozenset[str]) -> bytes:
+    def _subscriptions_block(self, place: Place, topics: frozenset[str], owed: frozenset[str]) -> bytes:
         data = {
             "added": self.listed(topics - self.topics),
             "removed": self.listed(self.topics - topics),
             "topics": self.listed(topics),
         }
+        if self.snapshot:
+            data["snapshot"] = sorted(owed)
         return sse.frame(_json(data), position=self.wire.position(place), event="rowcast.subscriptions")

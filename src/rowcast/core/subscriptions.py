@@ -198,6 +198,20 @@ class Subscriptions:
             return Effect([], [user for user, state in self._users.items() if state.after is not None])
         return Effect(changed, stale)
 
+    def gaining(self, change: RowChange) -> list[str] | None:
+        """The users, connected or not, who may get topics by a change; None when it does not tell."""
+        if change.reload:
+            return None
+        rule = self._rules[change.rule]
+        rows = [change.new] if isinstance(rule, RowRule) else [change.old, change.new]
+        column = rule.user_column if isinstance(rule, RowRule) else "user"
+        if change.action == "truncate":
+            return [] if isinstance(rule, RowRule) else None
+        named = [row.get(column, ...) for row in rows if row is not None]
+        if ... in named or not (named or isinstance(rule, RowRule)):
+            return None
+        return [values.text(value) for value in named if value is not None]
+
     def _concerned(self, change: RowChange) -> Iterable[str]:
         """The connected users whom a row change concerns, each once."""
         rule = self._rules[change.rule]

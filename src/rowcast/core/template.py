@@ -125,7 +125,9 @@ def _enter(value: Any, step: Step) -> list[Any]:
     return []
 
 
-class _Placeholder:
+class Placeholder:
+    """A path, and the filters that its texts go through, from left to right."""
+
     __slots__ = ("filters", "path")
 
     def __init__(self, path: Path, filters: list[Callable[[str], str]]) -> None:
@@ -133,6 +135,7 @@ class _Placeholder:
         self.filters = filters
 
     def texts(self, row: Row) -> list[str]:
+        """The texts for a row; [] when the path leads to no scalar."""
         texts = []
         for value in self.path.find(row):
             if not isinstance(value, (dict, list)):
@@ -152,9 +155,9 @@ class Template:
 
     __slots__ = ("_parts", "_simple", "columns", "prefix", "text", "unfit")
 
-    def __init__(self, text: str, parts: list[str | _Placeholder]) -> None:
+    def __init__(self, text: str, parts: list[str | Placeholder]) -> None:
         self.text = text
-        self.columns = frozenset(part.path.column for part in parts if isinstance(part, _Placeholder))
+        self.columns = frozenset(part.path.column for part in parts if isinstance(part, Placeholder))
         self.prefix = parts[0] if parts and isinstance(parts[0], str) else ""
         self.unfit = 0
         self._parts = parts
@@ -163,7 +166,7 @@ class Template:
     @classmethod
     def parse(cls, text: str, origin: str) -> Template:
         """Parse a template. Raises `ConfigError`, beginning with `origin`, that says what is wrong where."""
-        parts: list[str | _Placeholder] = []
+        parts: list[str | Placeholder] = []
         literal = ""
         at = 0
         while at < len(text):
@@ -188,6 +191,11 @@ class Template:
         return cls(text, parts)
 
     @property
+    def parts(self) -> tuple[str | Placeholder, ...]:
+        """Literal texts and placeholders, in order."""
+        return tuple(self._parts)
+
+    @property
     def constant(self) -> bool:
         """Whether it has no placeholder."""
         return not self.columns
@@ -195,7 +203,7 @@ class Template:
     @property
     def column(self) -> str | None:
         """The column, if the template is nothing but one column: `{user_id}`."""
-        if len(self._parts) == 1 and isinstance(part := self._parts[0], _Placeholder):
+        if len(self._parts) == 1 and isinstance(part := self._parts[0], Placeholder):
             return part.path.column if not part.path.steps and not part.filters else None
         return None
 
@@ -224,18 +232,18 @@ class Template:
 
     def _as_simple(self) -> tuple[str, str, str] | None:
         """The common form, text around one column, has a faster way."""
-        places = [i for i, part in enumerate(self._parts) if isinstance(part, _Placeholder)]
+        places = [i for i, part in enumerate(self._parts) if isinstance(part, Placeholder)]
         if len(places) != 1:
             return None
         part = self._parts[places[0]]
-        assert isinstance(part, _Placeholder)
+        assert isinstance(part, Placeholder)
         if part.path.steps or part.filters:
             return None
         literal = [p if isinstance(p, str) else "" for p in self._parts]
         return "".join(literal[: places[0]]), part.path.column, "".join(literal[places[0] :])
 
 
-def _placeholder(text: str, at: int, origin: str) -> tuple[_Placeholder, int]:
+def _placeholder(text: str, at: int, origin: str) -> tuple[Placeholder, int]:
     """The placeholder that begins at `at`, and the place behind it."""
     match = _PLACEHOLDER.match(text, at)
     if match is None:
@@ -253,4 +261,4 @@ def _placeholder(text: str, at: int, origin: str) -> tuple[_Placeholder, int]:
         filters.append(FILTERS[name])
     path = Path.parse(match["path"])
     assert path is not None
-    return _Placeholder(path, filters), match.end()
+    return Placeholder(path, filters), match.end()

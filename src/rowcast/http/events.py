@@ -51,13 +51,14 @@ class Events:
             grant = await cast.authenticator.authenticate(request)
             cursor = _cursor(request)
             narrow = _narrow(request)
+            snapshot = _snapshot(request)
             if request.method == "HEAD":
                 await send({"type": "http.response.start", "status": 200, "headers": _HEAD})
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
                 return
             hub = cast.hub
             writer = _Writer(send)
-            writer.stream = stream = hub.connect(grant, writer.wake, narrow=narrow, cursor=cursor)
+            writer.stream = stream = hub.connect(grant, writer.wake, narrow=narrow, cursor=cursor, snapshot=snapshot)
         except Unavailable as error:
             if _wants_status(request.headers):
                 raise
@@ -143,6 +144,13 @@ def _cursor(request: Request) -> Position | None:
     """The client's last position: the header that browsers send, or the query for those that can't."""
     text = request.headers.get("last-event-id") or request.query_params.get("last_event_id")
     return parse_position(text) if text else None
+
+
+def _snapshot(request: Request) -> bool:
+    text = request.query_params.get("snapshot", "0")
+    if text not in ("0", "1"):
+        raise BadRequest("?snapshot= is 1, for the current rows of the topics before the tail, or 0")
+    return text == "1"
 
 
 def _narrow(request: Request) -> frozenset[str] | None:

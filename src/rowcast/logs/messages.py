@@ -143,7 +143,6 @@ def _entry(read: _Text, message: Message) -> Entry:
             message.place,
             body,
             topic=read.topic,
-            xid=message.xid,
             key=read.key,
             event=read.event,
             time=message.commit_time,

@@ -14,10 +14,17 @@ from rowcast.testing.stream import Block, parse_block
 
 
 class LocalStream:
-    """Opens a stream for `user` and collects its blocks. `topics` stand in the token; `last_event_id` resumes."""
+    """Opens a stream for `user` and collects its blocks. `topics` stand in the token; `last_event_id` resumes,
+    `snapshot` asks for the current rows first."""
 
     def __init__(
-        self, cast: Rowcast, user: str, topics: Iterable[str] = (), *, last_event_id: str | None = None
+        self,
+        cast: Rowcast,
+        user: str,
+        topics: Iterable[str] = (),
+        *,
+        last_event_id: str | None = None,
+        snapshot: bool = False,
     ) -> None:
         self.blocks: list[Block] = []
         """Every block but heartbeats' comments, in order."""
@@ -25,7 +32,8 @@ class LocalStream:
         self._cast = cast
         cursor = None if last_event_id is None else parse_position(last_event_id)
         self._opened: list[Stream] = []
-        self._opened.append(cast.hub.connect(Grant(user, frozenset(topics)), self._read, cursor=cursor))
+        grant = Grant(user, frozenset(topics))
+        self._opened.append(cast.hub.connect(grant, self._read, cursor=cursor, snapshot=snapshot))
         self._read()
 
     @property

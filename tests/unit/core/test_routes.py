@@ -92,7 +92,7 @@ MSFT = AAPL | {"symbol": "MSFT"}
 
 def test_an_insert_becomes_an_entry_on_its_topic() -> None:
     (entry,) = Router([route()]).route(change("insert", AAPL))
-    assert (entry.kind, entry.topic, entry.place, entry.xid) == (Kind.DATA, "finance:AAPL", PLACE, 7)
+    assert (entry.kind, entry.topic, entry.place, entry.xid) == (Kind.DATA, "finance:AAPL", PLACE, 0)
     assert (entry.time, entry.key, entry.event) == (1_700_000_000_000_000, None, None)
     assert msgspec.json.decode(entry.body.encode(1 << 20)) == {
         "topic": "finance:AAPL",
@@ -132,7 +132,13 @@ def test_rules_come_first() -> None:
         (Kind.DATA, "finance:AAPL"),
     ]
     assert [entry.place[1] - (5 << 20) for entry in entries] == [0, 1, 2]
-    assert {entry.xid for entry in entries} == {7}
+    assert {entry.xid for entry in entries if entry.kind is Kind.ROW} == {7}
+
+
+def test_what_a_snapshot_holds_says_which_transaction_it_is_of() -> None:
+    with_snapshot = Route.from_templates("trades", origin="here", topic="all", snapshot=True)
+    entries = Router([with_snapshot, route("all")]).route(change("insert", AAPL))
+    assert [entry.xid for entry in entries] == [7, 0]
 
 
 def test_a_user_route_goes_to_the_users_own_topic() -> None:

@@ -32,7 +32,7 @@ def test_what_was_composed_is_read() -> None:
     entry = read[1]
     assert entry.kind is Kind.DATA
     assert (entry.topic, entry.event, entry.key) == ("finance:AAPL", "price", "AAPL")
-    assert (entry.place, entry.xid, entry.time) == ((100, 1 << 20), 7, 1_700_000_000_000_000)
+    assert (entry.place, entry.xid, entry.time) == ((100, 1 << 20), 0, 1_700_000_000_000_000)
     assert entry.body.encode(1000) == b'{"topic":"finance:AAPL","data":{"price":1.50},"key":"AAPL"}'
 
 
