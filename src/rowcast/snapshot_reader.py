@@ -38,18 +38,23 @@ Connection = psycopg.AsyncConnection[tuple[Any, ...]]
 ROWS = 100
 """Rows fetched at once: what the loop is held up by, and what libpq holds in memory."""
 
+# Not the view pg_publication_tables: it locks every published table, so that one of them could hold up the others.
 _PUBLISHED = """
-SELECT a.attname, p.rowfilter
-FROM pg_publication_tables p, pg_attribute a
-WHERE p.pubname = %s AND p.schemaname = %s AND p.tablename = %s AND a.attrelid = %s::regclass
-AND a.attnum > 0 AND NOT a.attisdropped AND a.attname = ANY (p.attnames)
+SELECT a.attname, pg_get_expr(r.prqual, r.prrelid)
+FROM pg_attribute a
+LEFT JOIN pg_publication p ON p.pubname = %s
+LEFT JOIN pg_publication_rel r ON r.prpubid = p.oid AND r.prrelid = a.attrelid
+WHERE a.attrelid = %s::regclass AND a.attnum > 0 AND NOT a.attisdropped
+AND CASE WHEN r.prattrs IS NOT NULL THEN a.attnum = ANY (r.prattrs::int2[]) ELSE a.attgenerated = '' END
 ORDER BY a.attnum
 """
 
+_PUBLISHED_18 = _PUBLISHED.replace("ELSE a.attgenerated = ''", "ELSE a.attgenerated IN ('', p.pubgencols)")
+
 _PUBLISHED_14 = """
 SELECT a.attname, NULL FROM pg_attribute a
-WHERE %s::text IS NOT NULL AND %s::text IS NOT NULL AND %s::text IS NOT NULL AND a.attrelid = %s::regclass
-AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''
+WHERE %s::text IS NOT NULL AND a.attrelid = %s::regclass AND a.attnum > 0 AND NOT a.attisdropped
+AND a.attgenerated = ''
 ORDER BY a.attnum
 """
 
@@ -239,9 +244,10 @@ class SnapshotReader:
 
     async def _published(self, connection: Connection, table: TableInfo) -> tuple[list[str], str | None]:
         """The columns that the WAL tells of a table, and the publication's row filter, if it has one."""
-        query = _PUBLISHED if connection.info.server_version >= 150000 else _PUBLISHED_14
+        version = connection.info.server_version
+        query = _PUBLISHED_18 if version >= 180000 else _PUBLISHED if version >= 150000 else _PUBLISHED_14
         regclass = sql.Identifier(table.schema, table.table).as_string(connection)
-        cursor = await connection.execute(query, [self._publication, table.schema, table.table, regclass])
+        cursor = await connection.execute(query.encode(), [self._publication, regclass])
         found = await cursor.fetchall()
         return [row[0] for row in found], found[0][1] if found else None
 
