@@ -11,7 +11,7 @@ import contextlib
 import socket
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from urllib.parse import urlencode, urlsplit
 
 import httptools
@@ -36,7 +36,8 @@ class Follower:
 
     `pick` says for each connection which service to ask (a URL), `token` is the user's. `heed` is awaited with each
     block but comments, in order; `connecting` is told the position that is asked for (None: from now on).
-    Raises AssertionError when the server answers with a status other than 200.
+    Raises AssertionError when the server answers with a status other than 200 and those in `again`, which a proxy
+    may say while a replica is gone.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Follower:
         *,
         connecting: Callable[[str | None], None] = lambda position: None,
         params: dict[str, str] | None = None,
+        again: Collection[int] = (),
     ) -> None:
         self.position: str | None = None
         """The id that came last: the position to resume from."""
@@ -57,6 +59,7 @@ class Follower:
         self._token = token
         self._heed = heed
         self._connecting = connecting
+        self._again = again
         self._query = f"?{urlencode(params)}" if params else ""
         self._retry = PAUSE
         self._writer: asyncio.StreamWriter | None = None
@@ -124,8 +127,10 @@ class Follower:
                 self._note("the end")
                 return
             parser.feed_data(data)
-            if response.body:
-                assert parser.get_status_code() == 200, f"{parser.get_status_code()}: {response.body!r}"
+            if response.body and (status := parser.get_status_code()) != 200:
+                self._note(f"status {status}")
+                assert status in self._again, f"{status}: {response.body!r}"
+                return
             *blocks, rest = (rest + bytes(response.body)).split(b"\n\n")
             response.body.clear()
             for text in blocks:

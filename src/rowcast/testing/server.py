@@ -49,15 +49,15 @@ class RowcastServer:
         pages = int(Path(f"/proc/{self.pid}/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE")
 
-    def launch(self) -> None:
-        """Start the process without waiting for it to be ready."""
+    def launch(self, *, port: int = 0) -> None:
+        """Start the process without waiting for it to be ready. `port` 0: a free one."""
         self._directory = tempfile.TemporaryDirectory(prefix="rowcast-")
         file = Path(self._directory.name, "rowcast.toml")
         file.write_text(self._config)
         environment = dict(os.environ) | ({"ROWCAST_SERVER_NAME": self._name} if self._name else {})
         with Path(self._directory.name, "stderr").open("wb") as errors:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "rowcast.cli", "serve", str(file), "--port", "0", "--no-access-log"],
+                [sys.executable, "-m", "rowcast.cli", "serve", str(file), "--port", str(port), "--no-access-log"],
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 env=environment,
@@ -75,9 +75,9 @@ class RowcastServer:
         self._process.wait()
         raise SetupError(f"the replica ended with {self._process.returncode}: {self.log[-2000:]}")
 
-    def start(self) -> None:
-        """Start it, and wait until it is ready."""
-        self.launch()
+    def start(self, *, port: int = 0) -> None:
+        """Start it, and wait until it is ready. `port` 0: a free one."""
+        self.launch(port=port)
         self.wait_ready()
 
     def send(self, number: signal.Signals) -> None:
