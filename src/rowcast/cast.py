@@ -21,6 +21,7 @@ from rowcast.errors import BadRequest, Unavailable
 from rowcast.logs.messages import Messages
 from rowcast.ports import Draft
 from rowcast.replica import Replica
+from rowcast.signals import SIGNALS
 from rowcast.telemetry.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -58,6 +59,8 @@ class Rowcast:
         self._replica: Replica | None = None
         self._changing = asyncio.Lock()
         self.append_failures = 0
+        self.signals = True
+        """Whether signals are for us to watch: not where the server drains by itself."""
 
     @classmethod
     def from_toml(cls, path: str | Path, **overrides: Any) -> Rowcast:
@@ -159,17 +162,34 @@ class Rowcast:
 
     @asynccontextmanager
     async def lifespan(self, app: object = None) -> AsyncIterator[None]:
-        """Run for the time of a block; fits an ASGI application's `lifespan`."""
+        """Run for the time of a block; fits an ASGI application's `lifespan`.
+
+        Meanwhile SIGTERM and SIGINT drain first, and reach the server afterwards; see `rowcast.signals`.
+        """
         await self.start()
+        self.watch_signals()
         try:
             yield
         finally:
             await self.stop()
 
     def drain(self) -> None:
-        """Take no new stream, and end the open ones in groups, so that they move to other replicas."""
+        """Begin to drain: not ready any more; after `[server] drain_delay` the streams are ended in groups.
+
+        Returns at once; `await cast.drained()` waits until no stream is left. There is no way back but a restart.
+        """
         if self._replica is not None:
-            self._replica.drain()
+            self._replica.drain.begin()
+
+    async def drained(self) -> None:
+        """Wait for the end of a drain that has begun: at most `[server] drain_limit`."""
+        if self._replica is not None and self._replica.drain.begun:
+            await asyncio.shield(self._replica.drain.begin())
+
+    def watch_signals(self) -> None:
+        """Drain when SIGTERM or SIGINT comes, before the server has it. Not under `rowcast serve`, which does so."""
+        if self.signals and self._replica is not None:
+            SIGNALS.watch(self._replica.drain)
 
     def asgi(self) -> Starlette:
         """A complete ASGI application.

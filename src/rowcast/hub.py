@@ -149,6 +149,12 @@ class Hub:
         self.warm = True
         self._since = time.time()
 
+    def drain(self) -> None:
+        """Take no new stream from now on."""
+        if not self.draining:
+            self.draining = True
+            self._since = time.time()
+
     async def passed(self, place: Place) -> None:
         """Wait until the head is at or above a place of the current epoch, or the epoch is another."""
         epoch = self.epoch

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import resource
 import secrets
 from collections.abc import Coroutine, Sequence
@@ -20,6 +21,7 @@ from rowcast.core.routes import Route, Router
 from rowcast.core.rules import Rule
 from rowcast.core.validate import bind, bind_routes, validate
 from rowcast.core.values import SESSION_OPTIONS
+from rowcast.drain import Drain
 from rowcast.errors import ConfigError, SetupError
 from rowcast.http.channels import ensure_channels
 from rowcast.hub import Hub
@@ -35,6 +37,7 @@ from rowcast.logs.slot_watch import SlotWatch
 from rowcast.pending import Pending
 from rowcast.ports import Loader, Log, RowReader
 from rowcast.roster import RedisRoster, Roster
+from rowcast.signals import SIGNALS
 from rowcast.snapshot_reader import SnapshotReader
 from rowcast.sources.catalog import only, read_catalog
 from rowcast.sources.publication import ensure_publication
@@ -53,9 +56,6 @@ POOL_SIZE = 6
 
 DESCRIPTORS_KEPT = 256
 """File descriptors that streams must leave for everything else: at the limit nothing could reconnect."""
-
-DRAIN_GROUP = 200
-DRAIN_PAUSE = 0.05
 
 
 def make_pool(postgres: Postgres) -> Pool:
@@ -98,7 +98,10 @@ class Replica:
         """What validation found: works, but not for every change."""
         self.roster: Roster | None = None
         """The other replicas; None: nobody tells of them."""
+        self.asked_at = -math.inf
+        """When the last request came, by the loop's clock."""
         self.hub: Hub
+        self.drain: Drain
         self.pending: Pending
         self.log: Log
         self.router: Router
@@ -130,10 +133,11 @@ class Replica:
 
     async def stop(self) -> None:
         """End everything, streams first."""
-        if hasattr(self, "hub"):
-            self.hub.draining = True
-            for stream in tuple(self.hub.streams):
-                self.hub.end(stream, "draining")
+        if hasattr(self, "drain"):
+            SIGNALS.leave(self.drain)
+            ending = self.drain.begin(delay=False)
+            self.drain.cut()
+            await ending
         if hasattr(self, "log"):
             await self.log.close()
         for task in self._tasks:
@@ -143,18 +147,6 @@ class Replica:
             await self.roster.leave()
         if self.pool is not None:
             await self.pool.close()
-
-    def drain(self) -> None:
-        """Take no new stream; end the open ones in groups, each told to come back at a time of its own."""
-        if hasattr(self, "hub") and not self.hub.draining:
-            self.hub.draining = True
-            self._run(self._drain())
-
-    async def _drain(self) -> None:
-        while self.hub.streams:
-            for stream in tuple(self.hub.streams)[:DRAIN_GROUP]:
-                self.hub.end(stream, "draining", retry=100 + secrets.randbelow(2000))
-            await asyncio.sleep(DRAIN_PAUSE)
 
     # Making the parts
 
@@ -185,6 +177,7 @@ class Replica:
             self.router = Router(self._routes, envelope=self.config.server.envelope)
             self.log = self._pick_log(None)
         self.hub = self._make_hub(loader, reader)
+        self.drain = self._make_drain()
         self.pending = Pending(self.hub, self.log)
         await self.log.open()
         self._run(self.hub.run())
@@ -332,6 +325,17 @@ class Replica:
             heartbeat=server.heartbeat,
             reader=reader,
             on_disconnect=self._authenticator.revoke,
+        )
+
+    def _make_drain(self) -> Drain:
+        server = self.config.server
+        return Drain(
+            self.hub,
+            delay=server.drain_delay,
+            limit=server.drain_limit,
+            rate=server.drain_rate,
+            hand_over=self.log.resign if isinstance(self.log, RedisLog) else lambda: None,
+            asked_at=lambda: self.asked_at,
         )
 
     async def _warm_up(self) -> None:

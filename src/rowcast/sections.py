@@ -53,6 +53,9 @@ class Server(Section):
     trusted_proxies: list[Network] = []
     envelope: Literal["rowcast", "sequin"] = "rowcast"
     name: str = ""
+    drain_delay: Duration = 5.0
+    drain_limit: Duration = Field(default=30.0, gt=0)
+    drain_rate: Count = Field(default=1000, ge=1)
 
 
 class Postgres(Section):

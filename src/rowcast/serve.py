@@ -1,12 +1,7 @@
 """`rowcast serve`: uvicorn with a listening socket, a start and an end of our own.
 
-The socket's options are inherited by every connection: no delay for small frames; little of a stream's data in
-kernel buffers, so that a client that does not read is noticed soon; and a peer that vanished without a word is
-given up after half a minute (see tcp(7)).
-
-On SIGTERM or SIGINT readiness fails first and the streams are told to go elsewhere, while the port still
-answers: a proxy that finds it closed would say 502, after which a browser's EventSource never comes back. Only
-when the streams are gone does uvicorn shut down. A second signal ends at once.
+On SIGTERM or SIGINT it drains (see `rowcast.drain`): readiness fails first and streams are told to go elsewhere, and
+only then is the port closed. A second signal ends at once.
 """
 
 from __future__ import annotations
@@ -16,11 +11,13 @@ import contextlib
 import gc
 import importlib
 import logging
+import math
 import os
 import re
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import FrameType
@@ -32,60 +29,24 @@ from starlette.routing import BaseRoute, Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rowcast.cast import Rowcast
+from rowcast.drain import Drain
 from rowcast.errors import ConfigError, SetupError
 from rowcast.http import redact
+from rowcast.sections import Server as ServerSection
+from rowcast.sockets import address_of, listen
 
 logger = logging.getLogger(__name__)
-
-GRACE = 30
-"""Seconds that streams, and after them open requests, have to end after the first signal."""
 
 KEEP_ALIVE = 75
 """Seconds that an idle connection stays open: longer than proxies keep theirs, or they would meet a closed one."""
 
-_LOOK = 0.05
-"""Seconds between two looks at whether the streams are gone."""
+DRAIN_LIMIT = float(ServerSection().drain_limit)
+"""Seconds that an application without a Rowcast has for its open requests."""
 
-_OPTIONS = (
-    ("TCP_NODELAY", 1),
-    ("TCP_NOTSENT_LOWAT", 16_384),  # bytes
-    ("TCP_USER_TIMEOUT", 30_000),  # milliseconds
-)
+SLACK = 5.0
+"""Seconds after the limit of draining at which the process ends even if something of it hangs."""
 
 _REFERENCE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """A bound TCP socket; uvicorn listens on it when the application is ready. `port` 0 picks a free one.
-
-    Raises `ConfigError` when the address can't be had.
-    """
-    try:
-        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        family, kind, protocol, _, address = found[0]
-        sock = socket.socket(family, kind, protocol)
-    except OSError as error:
-        raise ConfigError(f"[server] host {host!r} can't be used: {error.strerror or error}") from None
-    # A port whose last owner has just ended may be taken again at once; one that is in use may not.
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    for name, value in _OPTIONS:
-        if hasattr(socket, name):
-            with contextlib.suppress(OSError):  # an old kernel: the option is a help, not a need
-                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-    try:
-        sock.bind(address)
-    except OSError as error:
-        sock.close()
-        raise ConfigError(
-            f"[server] port {port} on {host} can't be used: {error.strerror}; choose another by --port (0: a free one)"
-        ) from None
-    return sock
-
-
-def address_of(sock: socket.socket) -> str:
-    """Where a socket is bound, as it stands in a URL: `127.0.0.1:8080`, `[::1]:8080`."""
-    host, port = sock.getsockname()[:2]
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def is_reference(target: str) -> bool:
@@ -144,7 +105,6 @@ def serve(
         forwarded_allow_ips=proxies,
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE,
-        timeout_graceful_shutdown=GRACE,
     )
     with contextlib.closing(listen(host, port)) as sock:
         server = Server(config, sock, guarded, tuple(casts_of(app)))
@@ -178,6 +138,8 @@ class Server(uvicorn.Server):
         self._task: asyncio.Task[None] | None = None
         self.failure: BaseException | None = None
         """What made us end without a signal."""
+        for cast in casts:
+            cast.signals = False
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         """Serve until a signal."""
@@ -197,15 +159,21 @@ class Server(uvicorn.Server):
             # What the start has made is there to stay: the garbage collector need not look at it again.
             gc.collect()
             gc.freeze()
+            for drain in self._drains():
+                drain.port_closes = self._close_port
             print(f"rowcast listening on http://{address_of(self._sock)}", flush=True)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Let the streams go first, then shut down."""
-        for _ in range(round(GRACE / _LOOK)):
-            if not self._streams():
-                break
-            await asyncio.sleep(_LOOK)
+        """Drain, then let open requests end, then the application; all that within the limit of draining."""
+        deadline = max(self._begin(delay=self.failure is None), self._loop.time() + 1)
+        # If anything hangs, even the loop: the limit is a promise to whoever waits for our end.
+        dead = threading.Timer(deadline + SLACK - self._loop.time(), os._exit, [1])
+        dead.daemon = True
+        dead.start()
+        await asyncio.gather(*(drain.begin() for drain in self._drains()))
+        self.config.timeout_graceful_shutdown = max(1, math.ceil(deadline - self._loop.time()))
         await super().shutdown(sockets)
+        dead.cancel()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -224,7 +192,7 @@ class Server(uvicorn.Server):
             os._exit(1)
         self.should_exit = True
         # We are between any two bytecodes of the loop's thread: touch nothing of the application here.
-        self._loop.call_soon_threadsafe(self._obey)
+        self._loop.call_soon_threadsafe(self._obey, sig)
 
     async def on_tick(self, counter: int) -> bool:
         """Also end when a part of a replica failed that must not: started anew, it can work again."""
@@ -234,14 +202,31 @@ class Server(uvicorn.Server):
                 return True
         return await super().on_tick(counter)
 
-    def _obey(self) -> None:
+    def _obey(self, sig: int) -> None:
         if not self.started and self._task is not None:
             self._task.cancel()
-        for cast in self._casts:
-            cast.drain()
+        # Nobody rolls out from a terminal: Ctrl-C need not wait for proxies.
+        self._begin(delay=sig == signal.SIGTERM)
 
-    def _streams(self) -> int:
-        return sum(cast.hub.streams_count for cast in self._casts if cast.running)
+    def _begin(self, *, delay: bool) -> float:
+        """Begin to drain, and return when it must be over, by the loop's clock."""
+        for drain in self._drains():
+            drain.begin(delay=delay)
+        deadlines = [drain.deadline for drain in self._drains()]
+        return max(deadlines, default=self._loop.time() + DRAIN_LIMIT)
+
+    def _drains(self) -> list[Drain]:
+        return [cast.replica.drain for cast in self._casts if cast.running]
+
+    def _close_port(self) -> None:
+        """Take no new connection, once no replica here waits any more for proxies to notice.
+
+        Drained by an API call, we are to stay, and the port with us.
+        """
+        ending = self.should_exit or self.failure is not None
+        if ending and all(drain.noticed for drain in self._drains()):
+            for server in self.servers:
+                server.close()
 
 
 class _Lifespan:

@@ -43,8 +43,8 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Mount, Route
 from rowcast import Rowcast
 
-cast = Rowcast(auth="0123456789abcdef0123456789abcdef", api="k", server={"name": "of mine"})
-quick = Rowcast(auth="0123456789abcdef0123456789abcdef", server={"port": 0})
+cast = Rowcast(auth="0123456789abcdef0123456789abcdef", api="k", server={"name": "of mine", "drain_delay": 0})
+quick = Rowcast(auth="0123456789abcdef0123456789abcdef", server={"port": 0, "drain_delay": 0})
 
 async def hang(request):
     print("it hangs", flush=True)
@@ -87,6 +87,7 @@ class Command:
 
     def __init__(self, directory: Path, *arguments: str) -> None:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("ROWCAST_")}
+        environment.setdefault("ROWCAST_SERVER_DRAIN_DELAY", "0")
         self.process = subprocess.Popen(
             [sys.executable, "-m", "rowcast.cli", *arguments],
             cwd=directory,

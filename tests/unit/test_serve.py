@@ -13,7 +13,8 @@ from starlette.routing import Mount, Route
 
 from rowcast import Rowcast
 from rowcast.errors import ConfigError
-from rowcast.serve import address_of, casts_of, is_reference, listen, load
+from rowcast.serve import casts_of, is_reference, load
+from rowcast.sockets import address_of, listen
 
 
 def test_connections_inherit_the_options() -> None:

@@ -83,6 +83,15 @@ async def _control(request: Request, action: str) -> Response:
     return json({"id": str(position)}, 202)
 
 
+async def drain(request: Request) -> Response:
+    """POST /control/drain: 202; this replica begins to drain, and goes on running without streams."""
+    require_key(request)
+    cast: Rowcast = request.app.state.cast
+    streams = cast.hub.streams_count
+    cast.drain()
+    return json({"replica": cast.replica.name, "streams": streams}, 202)
+
+
 async def count(request: Request) -> Response:
     """GET /events/count: open streams of all replicas, or of this one where nobody tells of the others."""
     require_key(request)

@@ -46,6 +46,7 @@ def create_app(cast: Rowcast) -> Starlette:
         Route("/publish", api.publish, methods=["POST"]),
         Route("/control/resubscribe", api.resubscribe, methods=["POST"]),
         Route("/control/disconnect", api.disconnect, methods=["POST"]),
+        Route("/control/drain", api.drain, methods=["POST"]),
         Route("/webhooks/sequin", webhooks.sequin, methods=["POST"]),
         Route("/webhooks/debezium", webhooks.debezium, methods=["POST"]),
         Route("/healthz", health.healthz, methods=["GET"]),
@@ -94,7 +95,7 @@ def create_app(cast: Rowcast) -> Starlette:
 
 
 class Named:
-    """Names the replica in every response."""
+    """Names the replica in every response, and asks for connections to be closed while it drains."""
 
     def __init__(self, app: ASGIApp, cast: Rowcast) -> None:
         self._app = app
@@ -107,9 +108,16 @@ class Named:
 
         async def named(message: Message) -> None:
             if message["type"] == "http.response.start" and self._cast.running:
-                header = (REPLICA_HEADER.encode(), self._cast.replica.name.encode())
-                message = {**message, "headers": [*message.get("headers", ()), header]}
+                replica = self._cast.replica
+                headers = [*message.get("headers", ()), (REPLICA_HEADER.encode(), replica.name.encode())]
+                if replica.drain.begun and scope["http_version"].startswith("1"):
+                    # Or a proxy would use it again at the very moment at which it is closed.
+                    headers.append((b"connection", b"close"))
+                message = {**message, "headers": headers}
             await send(message)
+
+        if self._cast.running:
+            self._cast.replica.asked_at = asyncio.get_running_loop().time()
 
         await self._app(scope, receive, named)
 
@@ -171,4 +179,5 @@ class Running:
                 self._again_at = time.monotonic() + START_PAUSE
                 logger.error("%s", self._failure)
                 raise Unavailable(self._failure, what="replica") from None
+            self._cast.watch_signals()
             self._started = True

@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
 from typing import TYPE_CHECKING
 
 from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
+from rowcast import jitter
 from rowcast.core import sse
 from rowcast.core.position import Position, parse_position
 from rowcast.core.stream import Stream, StreamState
@@ -130,8 +130,8 @@ class _Writer:
 async def _not_now(send: Send, error: Unavailable) -> None:
     reason = error.reason if isinstance(error, Busy) else "unavailable"
     bye = sse.frame(b'{"reason":"%s"}' % reason.encode(), event="rowcast.bye")
-    # Spread out, so that those who were turned away do not come back together.
-    pause = random.randrange(2_000, 8_000)  # noqa: S311
+    # While we drain, another replica is there to be had.
+    pause = jitter.retry(0.5, 2.0) if reason == "draining" else jitter.retry(2.0, 8.0)
     await send({"type": "http.response.start", "status": 200, "headers": _HEAD})
     await send({"type": "http.response.body", "body": sse.retry(pause) + bye, "more_body": False})
 

@@ -108,6 +108,7 @@ class WalLeader:
         self._lost = False
         self._obsolete = ""
         self._refused = 0
+        self._resigned = False
 
     # For the log
 
@@ -154,15 +155,22 @@ class WalLeader:
         if self._session is not None:
             self._session.interrupt(reason)
 
+    def resign(self) -> None:
+        """Lead no more: the slot is free as soon as the session is closed. There is no way back."""
+        self._resigned = True
+        if self._session is not None:
+            self._session.interrupt("this replica is draining")
+
     async def run(self) -> None:
-        """Stand for election, and lead whenever elected, for ever."""
-        while True:
+        """Stand for election, and lead whenever elected, until it resigns."""
+        while not self._resigned:
             try:
                 if await self._free():
                     await self._make_room()
                     await self._lead()
             except (psycopg.Error, SessionEnded, PoolTimeout, PoolClosed, RowcastError, OSError) as error:
-                self._complain(error)
+                if not self._resigned:
+                    self._complain(error)
             await asyncio.sleep(ELECTION_PAUSE * random.uniform(0.5, 1.0))  # noqa: S311  # no secret
 
     # Election
@@ -188,6 +196,8 @@ class WalLeader:
         anchor = await self.anchor.ensure()
         self._nonce = anchor.nonce
         session = self._session = await WalSession.connect(self._url, name=f"rowcast {self._replica} leader")
+        if self._resigned:
+            session.interrupt("this replica is draining")
         try:
             identity = await session.identify()
             self._database = f"{identity.system}-{identity.timeline}-{anchor.nonce}"

@@ -99,6 +99,11 @@ class RedisLog:
             await asyncio.gather(self._leading, return_exceptions=True)
         await self._store.close()
 
+    def resign(self) -> None:
+        """Leave the reading of the WAL to another replica, from now on; the log is tailed as before."""
+        if self.leader is not None:
+            self.leader.resign()
+
     def state(self) -> State:
         """Whether this replica reads the log, and whether anybody feeds it."""
         if self._state.ok and self.leader is not None and (problem := self.leader.problem()):

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -20,12 +21,15 @@ class RowcastServer:
     """One replica.
 
     `config` is the text of its rowcast.toml. `name` is how it names itself (None: an id that it makes up).
+    `environment` is added to ours, and to a `[server] drain_delay` of 0, since nobody waits here for a proxy to notice.
     As a context manager it is started on entry and stopped on exit.
     """
 
-    def __init__(self, config: str, *, name: str | None = None) -> None:
+    def __init__(self, config: str, *, name: str | None = None, environment: Mapping[str, str] | None = None) -> None:
         self._config = config
-        self._name = name
+        self._environment = dict(environment or {})
+        if name is not None:
+            self._environment["ROWCAST_SERVER_NAME"] = name
         self._process: subprocess.Popen[bytes] | None = None
         self._directory: tempfile.TemporaryDirectory[str] | None = None
         self.url = ""
@@ -54,7 +58,7 @@ class RowcastServer:
         self._directory = tempfile.TemporaryDirectory(prefix="rowcast-")
         file = Path(self._directory.name, "rowcast.toml")
         file.write_text(self._config)
-        environment = dict(os.environ) | ({"ROWCAST_SERVER_NAME": self._name} if self._name else {})
+        environment = {"ROWCAST_SERVER_DRAIN_DELAY": "0"} | os.environ | self._environment
         with Path(self._directory.name, "stderr").open("wb") as errors:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "rowcast.cli", "serve", str(file), "--port", str(port), "--no-access-log"],

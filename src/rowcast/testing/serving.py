@@ -13,7 +13,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from rowcast.errors import SetupError
-from rowcast.serve import address_of, listen
+from rowcast.sockets import address_of, listen
 
 
 @contextlib.asynccontextmanager

@@ -54,7 +54,10 @@ def test_replicas_get_their_name_and_none_of_the_options_of_the_user_s_own(
     monkeypatch.setenv("ROWCAST_LOG_URL", "redis://elsewhere")
     monkeypatch.setenv("EDITOR", "ed")
     environment = stage._environment("B")
-    assert {name for name in environment if name.startswith("ROWCAST_")} == {"ROWCAST_SERVER_NAME"}
+    assert {name for name in environment if name.startswith("ROWCAST_")} == {
+        "ROWCAST_SERVER_NAME",
+        "ROWCAST_SERVER_DRAIN_DELAY",
+    }
     assert environment["ROWCAST_SERVER_NAME"] == "B"
     assert environment["EDITOR"] == "ed"
 
