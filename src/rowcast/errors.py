@@ -9,6 +9,7 @@
     │   ├── PositionError  a malformed position (Last-Event-ID)
     │   ├── NotFound       (HTTP 404)
     │   └── TooLarge       (HTTP 413)
+    ├── Repeated           what is to be in the log once is there already
     ├── Unavailable        not now, try again (HTTP 503)
     ├── Expired            entries that are asked for are no longer in the log
     └── DecodeError        bytes from the server that are no pgoutput
@@ -68,6 +69,10 @@ class Unavailable(RowcastError):
 
 class Expired(RowcastError):
     """Entries that are asked for are no longer in the log: its bounds have passed them, or it was emptied."""
+
+
+class Repeated(RowcastError):
+    """What is to be in the log once is there already: as good as done."""
 
 
 class DecodeError(RowcastError):

@@ -16,6 +16,7 @@ from rowcast.core.body import Envelope
 from rowcast.core.entry import Kind
 from rowcast.core.routes import Route, Router
 from rowcast.deliveries import Deliveries
+from rowcast.errors import Repeated
 from rowcast.logs.messages import Messages
 from rowcast.ports import Draft
 from rowcast.sources.records import Delivery, Record, Shapes, SignedMessage
@@ -35,16 +36,16 @@ class Taken(msgspec.Struct):
 class Intake:
     """Puts deliveries into the log.
 
-    `append` appends a draft to the log, `deliveries` remembers what is in it. `messages` verifies logical messages
-    (None: they are ignored, since the log has them from the WAL). `max_event` in bytes: larger events are cut as
-    those from the WAL are.
+    `append` appends a draft to the log, `deliveries` remembers what is in it (None: the log itself does, see
+    `ports.Log.remembers`). `messages` verifies logical messages (None: they are ignored, since the log has them from
+    the WAL). `max_event` in bytes: larger events are cut as those from the WAL are.
     """
 
     def __init__(
         self,
         routes: Sequence[Route],
         append: Callable[[Draft], Awaitable[Any]],
-        deliveries: Deliveries,
+        deliveries: Deliveries | None,
         messages: Messages | None = None,
         *,
         envelope: Envelope = "rowcast",
@@ -65,7 +66,7 @@ class Intake:
         """Route the records and append what comes of them, in order; returns when all of it is in the log.
 
         Raises `Unavailable` when one can't be appended: those before it are in the log and are known when they
-        are delivered again. Where it is unknown whether one was appended, it may come twice.
+        are delivered again. Where it is unknown whether one was appended, it may come twice unless the log remembers.
         """
         taken = Taken(len(delivery.records))
         for number, record in enumerate(delivery.records, 1):
@@ -96,6 +97,12 @@ class Intake:
 
     async def _once(self, key: str, draft: Draft) -> bool:
         """Append a draft; returns False when it is in the log."""
+        if self._deliveries is None:
+            try:
+                await self._append(msgspec.structs.replace(draft, once=key))
+            except Repeated:
+                return False
+            return True
         if key and not await self._deliveries.claim(key):
             return False
         appended = False

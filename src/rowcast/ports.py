@@ -25,7 +25,7 @@ class Draft(msgspec.Struct, frozen=True):
     `event` is the SSE event name, `key` what conflation goes by. `form` says what `data` is: "data" was published,
     and is sent beside its topic; "event" is the whole event, as it is to be sent; "sweep" is one, too, for every
     topic that begins with `topic` (a SWEEP entry). `at` is the Unix time at which a control was asked for, in
-    seconds; 0: now.
+    seconds; 0: now. `once` names what is to be in the log only once (see `Log.remembers`); "": it has no name.
     """
 
     topic: str = ""
@@ -36,6 +36,7 @@ class Draft(msgspec.Struct, frozen=True):
     user: str = ""
     form: Literal["data", "event", "sweep"] = "data"
     at: float = 0.0
+    once: str = ""
 
 
 class Bounds(msgspec.Struct, frozen=True):
@@ -66,6 +67,10 @@ class Log(Protocol):
     by itself and goes on from what it yielded last; `append` is all or nothing.
     """
 
+    remembers: bool
+    """Whether `append` raises `Repeated` for a draft whose `once` was appended not long ago, by whichever replica.
+    Otherwise `once` means nothing to it."""
+
     async def open(self) -> None:
         """Connect, and create what is missing. Raises `SetupError` with what an administrator must run."""
         ...
@@ -88,7 +93,8 @@ class Log(Protocol):
     async def append(self, draft: Draft) -> Position:
         """Append, and return the position once this replica's own tail has passed it.
 
-        Raises `Unavailable`: its message says whether the entry is surely not in the log or unknown.
+        Raises `Unavailable`: its message says whether the entry is surely not in the log or unknown. Raises
+        `Repeated` only where the log `remembers`.
         """
         ...
 

@@ -289,6 +289,7 @@ class Replica:
             retention=section.retention,
             max_entries=section.max_entries,
             max_bytes=section.max_bytes,
+            remember=self.config.webhooks.remember,
         )
 
     async def _make_reader(self, postgres: Postgres, catalog: Catalog) -> SnapshotReader | None:

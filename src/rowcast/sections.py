@@ -135,10 +135,11 @@ class SignedWebhook(Webhook):
 
 
 class Webhooks(Section):
-    """`[webhooks]`."""
+    """`[webhooks]`. `remember` in seconds: for how long a redis log knows a record again."""
 
     sequin: Webhook | None = None
     debezium: SignedWebhook | None = None
+    remember: Duration = Field(default=3600.0, gt=0)
 
     @property
     def configured(self) -> bool:

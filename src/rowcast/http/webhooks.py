@@ -42,12 +42,14 @@ _GZIP = 16 + zlib.MAX_WBITS
 
 
 class Webhooks:
-    """What the webhooks of an application share. `deliveries` remembers what is in the log."""
+    """What the webhooks of an application share. `deliveries` remembers what is in a log that does not do so itself."""
 
     def __init__(self, cast: Rowcast, deliveries: Deliveries | None = None) -> None:
         self._cast = cast
         self._deliveries = deliveries if deliveries is not None else MemoryDeliveries()
         self._made: tuple[Replica, Intake] | None = None
+        self._refused = 0
+        cast.metrics.poisoned_by(lambda: self.poisoned)
 
     @property
     def intake(self) -> Intake:
@@ -62,13 +64,22 @@ class Webhooks:
                 Intake(
                     replica.router.routes,
                     self._cast.append,
-                    self._deliveries,
+                    None if replica.log.remembers else self._deliveries,
                     messages,
                     envelope=config.server.envelope,
                     max_event=config.server.max_event,
                 ),
             )
         return self._made[1]
+
+    @property
+    def poisoned(self) -> int:
+        """Records that could not be taken, and those that a route could not deal with."""
+        return self._refused + (0 if self._made is None else self._made[1].router.poisoned)
+
+    def refuse(self, records: int) -> None:
+        """So many records could not be taken."""
+        self._refused += records
 
     @property
     def problems(self) -> list[str]:
@@ -104,6 +115,7 @@ async def _take(request: Request, body: bytes, parse: Callable[[bytes], Delivery
     delivery = parse(body)
     taken = await webhooks.intake.take(delivery)
     refused = delivery.refused
+    webhooks.refuse(len(refused))
     if refused:
         total = taken.records + len(refused) + delivery.ignored
         rest = "; the others are in the log" if taken.records else ""

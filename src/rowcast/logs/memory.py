@@ -39,6 +39,8 @@ class MemoryLog:
     no bound) and `max_bytes` bound what is kept for a tail that starts; the oldest go first.
     """
 
+    remembers = False
+
     def __init__(
         self,
         feed: Log | None = None,

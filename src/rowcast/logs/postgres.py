@@ -56,6 +56,8 @@ class PostgresLog:
     `slot` names the anchor, `publication` the publication.
     """
 
+    remembers = False
+
     def __init__(
         self,
         url: str,

@@ -19,7 +19,7 @@ from rowcast.core import codec
 from rowcast.core.body import body_of
 from rowcast.core.entry import Batch, Control, Entry, Kind
 from rowcast.core.position import ORIGIN, Place, Position
-from rowcast.errors import DecodeError, Expired, SetupError, Unavailable
+from rowcast.errors import DecodeError, Expired, Repeated, SetupError, Unavailable
 from rowcast.logs.leader import WalLeader
 from rowcast.logs.redis_cursor import Cursor, Item, Kept, page_of
 from rowcast.logs.redis_store import RedisStore, Refused, mint
@@ -48,8 +48,11 @@ class RedisLog:
 
     `leader` stands for election as the one reader of the WAL (None: there is no database, and whoever finds the log
     empty begins it). `max_event` in bytes: larger events are cut where they are appended. `retention` in seconds,
-    `max_entries` (None: no bound) and `max_bytes` bound what Redis keeps; the oldest go first.
+    `max_entries` (None: no bound) and `max_bytes` bound what Redis keeps; the oldest go first. `remember`: seconds for
+    which the names of entries that are to be appended only once are kept.
     """
+
+    remembers = True
 
     def __init__(
         self,
@@ -60,11 +63,13 @@ class RedisLog:
         retention: float = 600.0,
         max_entries: int | None = None,
         max_bytes: int = 256 << 20,
+        remember: float = 3600.0,
     ) -> None:
         self._store = store
         self.leader = leader
         self._max_event = max_event
         self._cursor = Cursor()
+        self._remember = remember
         self._kept = Kept(retention, max_entries, max_bytes)
         self._awaited: dict[str, asyncio.Future[Place]] = {}
         self._leading: asyncio.Task[None] | None = None
@@ -118,7 +123,7 @@ class RedisLog:
         return ORIGIN if head is None else max(head.top, head.wal)
 
     async def append(self, draft: Draft) -> Position:
-        """Append, and wait until it comes by; see `ports.Log.append`. Raises `Unavailable`."""
+        """Append, and wait until it comes by; see `ports.Log.append`. Raises `Repeated` or `Unavailable`."""
         if self._closed:
             raise Unavailable("this replica is closing: it was not published")
         now = time.time()
@@ -132,9 +137,11 @@ class RedisLog:
                 await self._streaming.wait()
                 while True:
                     sent = True
-                    answer = await self._store.publish(nonce, data, now=now)
+                    answer = await self._store.publish(nonce, data, now=now, once=draft.once, remember=self._remember)
                     if answer.code == "OK":
                         break
+                    if answer.code == "DUP":
+                        raise Repeated("it is in the log already")
                     sent = False
                     await asyncio.sleep(APPEND_PAUSE)
                 place = await waiting

@@ -1,6 +1,6 @@
 """The keys of the `redis://` log and what is done to them: every command that the log sends to Redis or Valkey.
 
-Both keys lie in one slot of a cluster: the head hash has the stream's name for its hash tag.
+All keys lie in one slot of a cluster: they have the stream's name for their hash tag.
 
 Nothing is sent twice by the client itself: a script whose answer was lost may have run.
 """
@@ -8,6 +8,7 @@ Nothing is sent twice by the client itself: a script whose answer was lost may h
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -25,6 +26,8 @@ from rowcast.logs.redis_cursor import Head, Item, format_place, parse_place
 
 STREAM = "rowcast:log"
 HEAD = "{rowcast:log}:head"
+ONCE = "{rowcast:log}:once:"
+"""What the marks of entries that are appended only once begin with; the rest is a hash of the entry's name."""
 
 BLOCK = 1.0
 """Seconds that a read waits for the next item."""
@@ -134,18 +137,20 @@ class RedisStore:
         async with _asking():
             return _answer(await self._append(self._keys, arguments))
 
-    async def publish(self, nonce: str, data: bytes, *, now: float) -> Answer:
+    async def publish(self, nonce: str, data: bytes, *, now: float, once: str = "", remember: float = 3600.0) -> Answer:
         """Append one published entry; see redis_scripts/publish.lua.
 
-        Where Redis has replicas, they are given REPLICATION_WAIT to have it too.
+        `once`: unless one of that name was appended within the last `remember` seconds; "": it has no name. Where
+        Redis has replicas, they are given REPLICATION_WAIT to have it too.
         """
-        arguments: list[bytes | str | int] = [nonce, data, round(now * 1000)]
+        arguments: list[bytes | str | int] = [nonce, data, round(now * 1000), max(1, round(remember * 1000))]
+        keys = [*self._keys, ONCE + _digest(once)] if once else self._keys
         async with _asking():
             if not self.replicas:
-                return _answer(await self._publish(self._keys, arguments))
+                return _answer(await self._publish(keys, arguments))
             # WAIT speaks of what was written on its own connection.
             async with self._redis.client() as one:
-                answer = _answer(await self._publish(self._keys, arguments, client=one))
+                answer = _answer(await self._publish(keys, arguments, client=one))
                 await one.wait(self.replicas, REPLICATION_WAIT)
                 return answer
 
@@ -211,6 +216,10 @@ def _head(fields: Any) -> Head | None:
 def _answer(answer: list[bytes]) -> Answer:
     code, detail = (part.decode() for part in answer)
     return Answer(code, detail)
+
+
+def _digest(name: str) -> str:
+    return hashlib.blake2b(name.encode(errors="surrogatepass"), digest_size=16).hexdigest()
 
 
 def _script(name: str) -> str:

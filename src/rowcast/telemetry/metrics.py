@@ -5,7 +5,7 @@ costs the hot path nothing but integers. No labels with users or topics.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -23,8 +23,13 @@ class Metrics(Collector):
 
     def __init__(self, cast: Rowcast) -> None:
         self._cast = cast
+        self._poisoned: list[Callable[[], int]] = []
         self._registry = CollectorRegistry()
         self._registry.register(self)
+
+    def poisoned_by(self, count: Callable[[], int]) -> None:
+        """Count also the rows that were skipped elsewhere than in the router."""
+        self._poisoned.append(count)
 
     def expose(self) -> bytes:
         """The Prometheus text format, version 0.0.4."""
@@ -63,8 +68,8 @@ class Metrics(Collector):
         yield ended
         yield CounterMetricFamily(
             "rowcast_poisoned_rows",
-            "Rows skipped since a route or rule raised",
-            value=replica.router.poisoned,
+            "Rows skipped since a route or rule raised, and webhook records that could not be taken",
+            value=replica.router.poisoned + sum(count() for count in self._poisoned),
         )
         yield CounterMetricFamily(
             "rowcast_log_append_failures", "Appends to the log that failed", value=self._cast.append_failures

@@ -18,7 +18,7 @@ import pytest
 
 from rowcast.core.entry import Batch, Control, Entry, Kind
 from rowcast.core.position import Place, Position
-from rowcast.errors import Expired, Unavailable
+from rowcast.errors import Expired, Repeated, Unavailable
 from rowcast.ports import Draft, Log, ReadableLog
 
 TIMEOUT = 20.0
@@ -201,6 +201,19 @@ class LogSuite:
             assert (second.kind, second.topic, second.key) == (Kind.SWEEP, "a:", None)
             assert first.body.encode(1 << 20) == second.body.encode(1 << 20) == event
 
+    async def test_what_bears_a_name_comes_once_where_the_log_remembers(self, logs: Logs) -> None:
+        log = await logs.make()
+        async with tailing(log) as tail:
+            names = ["a", "b", "a", "a", "", ""]
+            answers = [
+                await _repeated(log, Draft(topic=f"t{number}", data=b"1", once=name))
+                for number, name in enumerate(names)
+            ]
+            again = log.remembers
+            assert answers == [False, False, again, again, False, False]
+            await tail.passed(await log.head())
+            assert tail.topics == [f"t{number}" for number in range(6) if not answers[number]]
+
     async def test_control_entries(self, logs: Logs) -> None:
         """Resubscribe and disconnect travel in the same order as data."""
         log = await logs.make()
@@ -378,3 +391,12 @@ async def _patiently(call: Callable[[], Awaitable[Place]]) -> Place:
             with contextlib.suppress(Unavailable):
                 return await call()
             await asyncio.sleep(0)
+
+
+async def _repeated(log: Log, draft: Draft) -> bool:
+    """Append; returns whether it was in the log already."""
+    try:
+        await log.append(draft)
+    except Repeated:
+        return True
+    return False
