@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from rowcast import workers
 from rowcast.auth.jwt import Authenticator
 from rowcast.config import Config
 from rowcast.core.entry import user_topic
@@ -21,6 +22,7 @@ from rowcast.errors import BadRequest, Unavailable
 from rowcast.logs.messages import Messages
 from rowcast.ports import Draft
 from rowcast.replica import Replica
+from rowcast.siblings import Siblings
 from rowcast.signals import SIGNALS
 from rowcast.telemetry.metrics import Metrics
 
@@ -59,6 +61,8 @@ class Rowcast:
         self._replica: Replica | None = None
         self._changing = asyncio.Lock()
         self.append_failures = 0
+        self.siblings: Siblings | None = None
+        """The other workers of this host, under `rowcast serve --workers`."""
         self.signals = True
         """Whether signals are for us to watch: not where the server drains by itself."""
 
@@ -152,10 +156,17 @@ class Rowcast:
                 replica = Replica(self.config, self._routes, self._rules, self.authenticator)
                 await replica.start()
                 self._replica = replica
+                if (worker := workers.current()) is not None:
+                    self.siblings = Siblings(self, worker.directory)
+                    await self.siblings.open()
+                    replica.roster = replica.roster or self.siblings
 
     async def stop(self) -> None:
         """End all streams and let go of everything."""
         async with self._changing:
+            if self.siblings is not None:
+                await self.siblings.close()
+                self.siblings = None
             replica, self._replica = self._replica, None
             if replica is not None:
                 await replica.stop()

@@ -114,14 +114,16 @@ def serve(
     workers: int,
     access_log: bool,
     log_level: str,
-) -> None:
+) -> int:
     """Serve streams and the API: the configuration's (ROWCAST_CONFIG), or an application of yours."""
-    if workers > 1:
-        raise click.UsageError(
-            f"--workers {workers}: one process serves one replica in this version; start `rowcast serve` several "
-            "times, on ports of their own, behind a proxy"
-        )
     _log_to_stderr(log_level)
+    worker = None
+    if workers > 1:
+        from rowcast import workers as several
+
+        worker = several.current()
+        if worker is None:
+            return several.supervise(workers, sys.argv[1:])
     # Heavy imports, and only this command needs them.
     from rowcast import serve as server
     from rowcast.cast import Rowcast
@@ -143,7 +145,9 @@ def serve(
         port=config.server.port if port is None else port,
         trusted_proxies=config.server.trusted_proxies,
         access_log=access_log,
+        worker=worker,
     )
+    return 0
 
 
 @cli.command()

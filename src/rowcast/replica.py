@@ -13,6 +13,7 @@ from typing import Any
 import psycopg
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
+from rowcast import workers
 from rowcast.asking import connect
 from rowcast.auth.jwt import Authenticator
 from rowcast.config import Config, Postgres
@@ -88,6 +89,8 @@ class Replica:
         self.config = config
         self.id = secrets.token_hex(4)
         self.name = config.server.name or self.id
+        if config.server.name and (worker := workers.current()) is not None:
+            self.name += f"-{worker.number}"
         self.pool: Pool | None = None
         self.guard: Guard | SlotWatch | None = None
         self.failed: BaseException | None = None

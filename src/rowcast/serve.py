@@ -34,6 +34,7 @@ from rowcast.errors import ConfigError, SetupError
 from rowcast.http import redact
 from rowcast.sections import Server as ServerSection
 from rowcast.sockets import address_of, listen
+from rowcast.workers import Worker, require_shared
 
 logger = logging.getLogger(__name__)
 
@@ -82,18 +83,24 @@ def serve(
     port: int,
     trusted_proxies: Iterable[str] = (),
     access_log: bool = True,
+    worker: Worker | None = None,
 ) -> None:
     """Serve until a signal ends it.
 
     `target`: a Rowcast, or an ASGI application, which may have one mounted. `trusted_proxies`: addresses whose
     X-Forwarded-For and -Proto are believed. Prints `rowcast listening on http://HOST:PORT` when it is ready.
+    `worker`: this process is one of several, whose supervisor prints that.
 
     Raises what the application's start raises, and `ConfigError` when the address can't be had.
     """
     app = target.asgi() if isinstance(target, Rowcast) else target
     proxies = list(trusted_proxies)
     redact.install()
-    guarded = _Lifespan(app)
+    casts = tuple(casts_of(app))
+    if worker is not None:
+        for cast in casts:
+            require_shared(cast.config.log_url)
+    guarded = _Lifespan(app, worker)
     config = uvicorn.Config(
         guarded,
         http="httptools",
@@ -106,8 +113,8 @@ def serve(
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE,
     )
-    with contextlib.closing(listen(host, port)) as sock:
-        server = Server(config, sock, guarded, tuple(casts_of(app)))
+    with contextlib.closing(listen(host, port) if worker is None else worker.listen(host, port)) as sock:
+        server = Server(config, sock, guarded, casts, worker)
         with asyncio.Runner(loop_factory=_loop_factory()) as runner, contextlib.suppress(asyncio.CancelledError):
             runner.run(server.serve(sockets=[sock]))
         if server.failure is not None:
@@ -129,8 +136,16 @@ def casts_of(app: Any) -> Iterator[Rowcast]:
 class Server(uvicorn.Server):
     """uvicorn that announces itself when it is ready, and drains before it shuts down."""
 
-    def __init__(self, config: uvicorn.Config, sock: socket.socket, app: _Lifespan, casts: tuple[Rowcast, ...]) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        sock: socket.socket,
+        app: _Lifespan,
+        casts: tuple[Rowcast, ...],
+        worker: Worker | None = None,
+    ) -> None:
         super().__init__(config)
+        self._worker = worker
         self._sock = sock
         self._app = app
         self._casts = casts
@@ -161,7 +176,10 @@ class Server(uvicorn.Server):
             gc.freeze()
             for drain in self._drains():
                 drain.port_closes = self._close_port
-            print(f"rowcast listening on http://{address_of(self._sock)}", flush=True)
+            if self._worker is not None:
+                self._worker.listening()
+            else:
+                print(f"rowcast listening on http://{address_of(self._sock)}", flush=True)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Drain, then let open requests end, then the application; all that within the limit of draining."""
@@ -230,10 +248,14 @@ class Server(uvicorn.Server):
 
 
 class _Lifespan:
-    """Passes everything through, and keeps what a failed start of the application raised."""
+    """Passes everything through, and keeps what a failed start of the application raised.
 
-    def __init__(self, app: ASGIApp) -> None:
+    A worker's start is complete when all workers are to listen.
+    """
+
+    def __init__(self, app: ASGIApp, worker: Worker | None = None) -> None:
         self._app = app
+        self._worker = worker
         self.failure: BaseException | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -245,6 +267,8 @@ class _Lifespan:
             if message["type"] == "lifespan.startup.failed":
                 # Starlette puts a traceback in it; what was raised is told in one line by whoever called us.
                 message = {**message, "message": ""}
+            elif message["type"] == "lifespan.startup.complete" and self._worker is not None:
+                await self._worker.may_listen()
             await send(message)
 
         try:

@@ -95,7 +95,6 @@ def test_without_a_command_there_is_help(run: Run) -> None:
         ["serve", "--port", "x"],
         ["serve", "--port", "70000"],
         ["serve", "--workers", "0"],
-        ["serve", "--workers", "2"],
         ["serve", "--log-level", "loud"],
         ["serve", "some.module:app", "--log", "memory:"],
         ["token"],

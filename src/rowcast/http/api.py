@@ -84,11 +84,16 @@ async def _control(request: Request, action: str) -> Response:
 
 
 async def drain(request: Request) -> Response:
-    """POST /control/drain: 202; this replica begins to drain, and goes on running without streams."""
+    """POST /control/drain: 202; this replica begins to drain, and goes on running without streams.
+
+    Its siblings do the same: to a proxy all workers are one.
+    """
     require_key(request)
     cast: Rowcast = request.app.state.cast
     streams = cast.hub.streams_count
     cast.drain()
+    if cast.siblings is not None:
+        await cast.siblings.drain()
     return json({"replica": cast.replica.name, "streams": streams}, 202)
 
 

@@ -14,6 +14,7 @@ from starlette.responses import Response
 from rowcast.http.api import require_key
 from rowcast.http.responses import RETRY_AFTER, error, json
 from rowcast.ports import State
+from rowcast.telemetry import merge
 
 if TYPE_CHECKING:
     from rowcast.cast import Rowcast
@@ -95,7 +96,8 @@ async def metrics(request: Request) -> Response:
     cast: Rowcast = request.app.state.cast
     if cast.config.api.key is not None:
         require_key(request)
-    return Response(cast.metrics.expose(), media_type="text/plain; version=0.0.4; charset=utf-8")
+    told = cast.metrics.expose() if cast.siblings is None else merge.text(await cast.siblings.metrics())
+    return Response(told, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 def _failure(failed: BaseException) -> str:

@@ -31,7 +31,7 @@ def make() -> Callable[..., Rowcast]:
     """Makes a Rowcast without Postgres; sections are given as to `Rowcast`."""
 
     def _make(**sections: Any) -> Rowcast:
-        server = {"name": "r1", "retry": "1s"} | sections.pop("server", {})
+        server = {"name": "r1", "retry": "1s", "drain_delay": 0} | sections.pop("server", {})
         auth = {"secret": SECRET} | sections.pop("auth", {})
         return Rowcast(server=server, auth=auth, **{"api": KEY} | sections)
 
