@@ -31,7 +31,7 @@ lint: $(READY) ## ruff, ruff format, mypy --strict, import-linter
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(READY) ## the benchmarks; prints tables and writes a dated result
+bench: $(READY) ## the benchmarks; prints tables and writes a dated result (benchmarks/README.md)
 	$(BIN)/python -m benchmarks $(ARGS)
 
 lock: $(READY) ## resolve requirements/dev.in anew into requirements/dev.txt

@@ -1,40 +1,89 @@
-"""`make bench`: runs every case, prints a table, and writes it to benchmarks/results/.
+"""`make bench`: runs the cases, prints their tables, and writes them to benchmarks/results/.
 
-python -m benchmarks [--rows 200000] [--runs 5] [--only capture,latency]
+python -m benchmarks [CASE …] [--runs 3] [--seconds 4] [--rows 100000] [--quick] [--output FILE]
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import platform
+import subprocess
+import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks import capture, latency
+from benchmarks import capture, fanout, latency, processes, streams
 
-CASES = {"capture": capture.run, "latency": latency.run}
+CASES: dict[str, Callable[[argparse.Namespace], list[str]]] = {
+    "fanout": lambda given: fanout.fan_out(given.runs, given.seconds),
+    "most": lambda given: fanout.most(given.runs, given.seconds),
+    "personal": lambda given: fanout.personal(given.runs, given.seconds),
+    "private": lambda given: fanout.private(given.runs, given.seconds),
+    "one": lambda given: fanout.last_stream(given.runs, given.seconds),
+    "idle": lambda given: streams.idle(given.runs, given.seconds),
+    "connect": lambda given: streams.connect(given.runs, given.seconds),
+    "growth": lambda given: streams.growth(given.runs, given.seconds),
+    "capture": lambda given: capture.run(given.rows, given.runs),
+    "latency": lambda given: latency.run(given.rows, given.runs),
+    "scale": lambda given: streams.scale(given.runs, given.seconds),
+}
+BY_NAME_ONLY = ("scale",)
+"""Cases that take long, or much memory: they run when they are named."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__)
-    parser.add_argument("--rows", type=int, default=200_000, help="rows of the capture case")
-    parser.add_argument("--runs", type=int, default=5, help="counted runs of each case, after one to warm up")
-    parser.add_argument("--only", default=",".join(CASES), help="cases, separated by commas")
-    arguments = parser.parse_args()
+    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(CASES)}; all but scale by default")
+    parser.add_argument("--runs", type=int, default=3, help="counted runs of each case; the median is told")
+    parser.add_argument("--seconds", type=float, default=4.0, help="how long events are published in each run")
+    parser.add_argument("--rows", type=int, default=100_000, help="rows of the capture case")
+    parser.add_argument(
+        "--quick", action="store_true", help="one run of a second and 20,000 rows: does it work at all?"
+    )
+    parser.add_argument("--output", type=Path, help="the file to write (default: results/<date>.md)")
+    given = parser.parse_args()
+    if unknown := set(given.cases) - set(CASES):
+        parser.error(f"there is no case {min(unknown)!r}; choose from {', '.join(CASES)}")
+    if given.quick:
+        given.runs, given.seconds, given.rows = 1, 1.0, 20_000
+    if (os.cpu_count() or 1) < 2:
+        parser.error("two cores are needed: one for the server, one for the load")
+    processes.build()
     now = datetime.now(UTC)
-    command = f"python -m benchmarks --rows {arguments.rows} --runs {arguments.runs} --only {arguments.only}"
-    machine = f"Python {platform.python_version()}, {platform.machine()}"
-    lines = [f"# {now:%Y-%m-%d}", "", f"`{command}`, {machine}. Medians; ratios are of the same run.", ""]
-    for name in arguments.only.split(","):
-        for line in CASES[name](arguments.rows, arguments.runs):
+    chosen = given.cases or [name for name in CASES if name not in BY_NAME_ONLY]
+    path = given.output or Path(__file__).parent / "results" / f"{now:%Y-%m-%d}.md"
+    lines = [f"# {now:%Y-%m-%d}", "", *_circumstances(given, chosen), ""]
+    for name in chosen:
+        began = time.monotonic()
+        for line in CASES[name](given):
             lines.append(line)
             print(line, flush=True)
+        print(f"({name}: {time.monotonic() - began:.0f} s)\n", flush=True)
         lines.append("")
-    results = Path(__file__).parent / "results"
-    results.mkdir(exist_ok=True)
-    path = results / f"{now:%Y-%m-%d}.md"
-    path.write_text("\n".join(lines))
+        path.write_text("\n".join(lines))
     print(f"written to {path}")
+
+
+def _circumstances(given: argparse.Namespace, chosen: list[str]) -> list[str]:
+    model = next(
+        (s.partition(":")[2].strip() for s in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in s), ""
+    )
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+    ).stdout.strip()
+    command = f"{' '.join(chosen)} --runs {given.runs} --seconds {given.seconds:g} --rows {given.rows}"
+    where = f"{os.cpu_count()} cores, {model or platform.machine()}"
+    text = f"""
+`python -m benchmarks {command}` at {commit or "no commit"};
+Python {platform.python_version()}, Linux {platform.release()}, {where}.
+
+Each server ran alone on core 0, the load generator on core 1. Medians; ratios are of the same run. The load average
+of the five minutes before was {os.getloadavg()[1]:.1f}: where that is not near 0, others used these cores as well, and
+CPU per delivery and the ratios say more than rates and latencies do.
+"""
+    return text.strip().splitlines()
 
 
 if __name__ == "__main__":
