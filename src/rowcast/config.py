@@ -150,6 +150,11 @@ class Config(Section):
         if config.postgres is None and config.log.url.startswith("postgres:"):
             where = _origin(("log", "url"), lines, origins)
             raise ConfigError(f'{where}: [log] url "postgres:" needs a [postgres] section with url')
+        if config.log.pubsub_bridge and not config.log.url.startswith(("redis:", "rediss:")):
+            where = _origin(("log", "pubsub_bridge"), lines, origins)
+            raise ConfigError(
+                f'{where}: [log] pubsub_bridge takes what is PUBLISHed in the Redis of the log: set [log] url = "redis://…"'
+            )
         for route in config.route:
             route.to_route()
         for index, subscription in enumerate(config.subscription):

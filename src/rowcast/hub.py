@@ -86,6 +86,8 @@ class Hub:
         self.streams: dict[Stream, None] = {}
         self.draining = False
         self.deliveries = 0
+        self.missed = 0
+        """Blocks of the bridge that a stream could not take."""
         self.entries: Counter[str] = Counter()
         self.catchups: Counter[str] = Counter()
         self.ended: Counter[str] = Counter()
@@ -141,6 +143,9 @@ class Hub:
 
     async def warm_up(self) -> None:
         """Wait until everything that was committed before this call has been dispatched into the ring."""
+        while not self.epoch:  # a log that is just being begun: without an epoch no position can be told
+            self._moved.clear()
+            await self._moved.wait()
         epoch = None
         while epoch != self.epoch:  # a log that begins anew meanwhile has other places
             epoch = self.epoch
@@ -253,6 +258,31 @@ class Hub:
                     stream.pause(batch.head, reset=reason)
             self.subscriptions.expect(user)
             self.joins.want(user)
+
+    # The bridge's side
+
+    def deliver(self, topic: str, block: bytes) -> None:
+        """Give a block that is in no log to the topic's streams, at most once: who can't take it now, misses it."""
+        for stream in self._index.get(topic):
+            if stream.offer(block):
+                self.deliveries += 1
+                self._mark(stream)
+            else:
+                self.missed += 1
+        self._flush()
+
+    def resubscribe(self, user: str) -> None:
+        """Read a user's rules anew on this replica, without an entry in the log."""
+        self._control(Control("resubscribe", user))
+        self.settle()
+
+    def resubscribe_all(self) -> None:
+        """A resubscribe may have been missed: read every connected user anew. Row rules need no reading."""
+        self._gains.note(None, self.wire.head)
+        if self.subscriptions.has_sql:
+            for user in list(self.users):
+                self.reload(user)
+        self.settle()
 
     # The subscriptions' side
 

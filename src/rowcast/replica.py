@@ -42,6 +42,7 @@ from rowcast.signals import SIGNALS
 from rowcast.snapshot_reader import SnapshotReader
 from rowcast.sources.catalog import only, read_catalog
 from rowcast.sources.publication import ensure_publication
+from rowcast.sources.pubsub import Bridge
 from rowcast.sources.wal import options
 from rowcast.spool import Budget
 
@@ -103,6 +104,7 @@ class Replica:
         """The other replicas; None: nobody tells of them."""
         self.asked_at = -math.inf
         """When the last request came, by the loop's clock."""
+        self.bridge: Bridge | None = None
         self.hub: Hub
         self.drain: Drain
         self.pending: Pending
@@ -148,6 +150,8 @@ class Replica:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self.roster is not None:
             await self.roster.leave()
+        if self.bridge is not None:
+            await self.bridge.close()
         if self.pool is not None:
             await self.pool.close()
 
@@ -192,6 +196,10 @@ class Replica:
         if self.guard is not None:
             self._run(self.guard.run())
         await self._warm_up()
+        if self.config.log.pubsub_bridge:
+            self.bridge = self._make_bridge()
+            self._run(self.bridge.run())
+            await self.bridge.opened()
         if self.config.log_url.startswith(REDIS):
             self.roster = RedisRoster(connect(self.config.log_url), self.id, self.name, lambda: self.hub.streams_count)
         if self.roster is not None:
@@ -313,6 +321,16 @@ class Replica:
         )
         await reader.check()
         return reader
+
+    def _make_bridge(self) -> Bridge:
+        return Bridge(
+            connect(self.config.log_url),
+            deliver=self.hub.deliver,
+            resubscribe=self.hub.resubscribe,
+            missed=self.hub.resubscribe_all,
+            max_event=self.config.server.max_event,
+            envelope=self.config.server.envelope,
+        )
 
     def _make_hub(self, loader: Loader | None, reader: RowReader | None) -> Hub:
         server = self.config.server

@@ -474,3 +474,13 @@ async def test_ids_hold_when_every_replica_and_the_reader_of_the_wal_are_others(
         insert(items, 5)
     assert seen == list(range(1, len(seen) + 1))
     assert seen == committed(items)[:-5]
+
+
+async def test_a_replica_without_postgres_begins_the_log_before_it_takes_streams(valkey: ValkeyServer) -> None:
+    async with running(None, valkey) as cast:
+        stream = LocalStream(cast, "u")
+        await stream.ready()
+        assert stream.position.partition(":")[0] == cast.hub.epoch != ""
+        resumed = LocalStream(cast, "u", last_event_id=stream.position)
+        await resumed.ready()
+        assert not resumed.events("rowcast.reset")

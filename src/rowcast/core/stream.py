@@ -185,6 +185,14 @@ class Stream:
             self._fall_behind(place)
             self._owe(owed)
 
+    def offer(self, block: bytes) -> bool:
+        """Give a started stream a block that is in no log, at once, whatever it is behind with. Returns False where it
+        is not taken: too much waits for a client that does not read."""
+        if self.state in (StreamState.STARTING, StreamState.ENDED) or self.pending_bytes > PENDING_LIMIT:
+            return False
+        self._append(block)
+        return True
+
     def push(self, entry: Entry) -> bool:
         """Give a LIVE stream the next entry of one of its topics. Returns whether it fell behind thereby."""
         self._append(entry.frame(self.wire.epoch, self.wire.max_event))

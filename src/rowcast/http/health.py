@@ -38,6 +38,8 @@ async def readyz(request: Request) -> Response:
     database: DatabaseProbe = request.app.state.database
     replica = cast.replica
     states = {"hub": cast.hub.state(), "log": cast.log.state()}
+    if replica.bridge is not None:
+        states["bridge"] = replica.bridge.state()
     if replica.pool is not None:
         states["postgres"] = await database.state(replica.pool)
     if replica.failed is not None:

@@ -77,6 +77,12 @@ class Metrics(Collector):
         yield GaugeMetricFamily(
             "rowcast_control_pending", "Control entries that wait for the log", value=len(replica.pending)
         )
+        if replica.bridge is not None:
+            messages = CounterMetricFamily("rowcast_bridge_messages", "Messages of the bridge", labels=["outcome"])
+            for outcome in ("delivered", "control", "refused"):
+                messages.add_metric([outcome], replica.bridge.messages[outcome])
+            yield messages
+            yield CounterMetricFamily("rowcast_bridge_missed", "Blocks a stream could not take", value=hub.missed)
         yield GaugeMetricFamily("rowcast_leader", "Whether this replica reads the WAL", value=replica.reads_wal)
         if replica.guard is not None:
             reading = replica.log.state()
