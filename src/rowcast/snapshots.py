@@ -41,7 +41,10 @@ PAUSE = 0.02
 """Seconds after which a transaction is begun anew that began too early."""
 
 PATIENCE = 5.0
-"""Seconds that it may take until a commit is visible, and until the hub has passed the mark."""
+"""Seconds that it may take until commits that have come by are visible."""
+
+LAG = 30.0
+"""Seconds that the hub may be behind. To end streams sooner would only have them ask again."""
 
 PRUNE_AT = 50_000
 """Transactions remembered before a fresh snapshot is asked for, to let go of those that everybody sees."""
@@ -137,7 +140,7 @@ class Snapshots:
         epoch = self._hub.epoch
         try:
             read = await self._read(list(group))
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(LAG):
                 await self._hub.passed(read.after)
         except (TooLong, Crowded) as error:
             if len(group) > 1:

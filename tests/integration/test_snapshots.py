@@ -12,7 +12,7 @@ import pytest
 
 from rowcast import ConfigError, Rowcast, SetupError
 from rowcast.testing.local import LocalStream
-from rowcast.testing.stream import Block
+from rowcast.testing.rows import Rows
 
 SECRET = "0123456789abcdef0123456789abcdef"
 
@@ -21,56 +21,6 @@ CREATE TABLE trades (id int PRIMARY KEY, symbol text NOT NULL, price numeric NOT
                      twice numeric GENERATED ALWAYS AS (price * 2) STORED);
 ALTER TABLE trades REPLICA IDENTITY FULL;
 """
-
-
-class Table:
-    """What a client makes of a stream: the rows of each topic by their key."""
-
-    def __init__(self, key: str = "id") -> None:
-        self.rows: dict[str, dict[Any, Any]] = {}
-        self.complete: set[str] = set()
-        self.pages: list[Any] = []
-        self._key = key
-
-    def take(self, blocks: list[Block]) -> Table:
-        for block in blocks:
-            if block.event == "rowcast.snapshot":
-                self._page(block)
-            elif block.event == "rowcast.subscriptions":
-                for topic in block.data["removed"]:
-                    self.rows.pop(topic, None)
-                    self.complete.discard(topic)
-            elif block.event == "message" and block.data is not None and "action" in block.data:
-                self._change(block.data)
-        return self
-
-    def _page(self, block: Block) -> None:
-        assert not block.id
-        page = block.data
-        self.pages.append(page)
-        rows = {} if page["first"] else self.rows[page["topic"]]
-        self.rows[page["topic"]] = rows
-        for row in page["rows"]:
-            assert row[self._key] not in rows
-            rows[row[self._key]] = row
-        if page["last"]:
-            self.complete.add(page["topic"])
-
-    def _change(self, event: Any) -> None:
-        if event["action"] == "truncate":
-            for topic, rows in self.rows.items():
-                if topic == event["topic"] or (
-                    event["topic"].endswith("*") and topic.startswith(event["topic"].removesuffix("*"))
-                ):
-                    rows.clear()
-            return
-        rows = self.rows.setdefault(event["topic"], {})
-        if event["action"] == "delete":
-            del rows[event["record"][self._key]]
-            return
-        if event["action"] == "insert":
-            assert event["record"][self._key] not in rows, f"twice: {event}"
-        rows[event["record"][self._key]] = event["record"]
 
 
 def make(database: str, *routes: dict[str, Any], **sections: Any) -> Rowcast:
@@ -86,15 +36,15 @@ def admin(database: str, *statements: str) -> Iterator[psycopg.Connection[Any]]:
         yield connection
 
 
-async def whole(stream: LocalStream, *topics: str) -> Table:
+async def whole(stream: LocalStream, *topics: str) -> Rows:
     """Wait until the snapshots of the topics are there, and the stream has ids again."""
 
     def done() -> bool:
-        table = Table().take(stream.blocks)
+        table = Rows().take(stream.blocks)
         return table.complete >= set(topics) and bool(stream.position)
 
     await stream.until(done)
-    return Table().take(stream.blocks)
+    return Rows().take(stream.blocks)
 
 
 async def test_the_rows_are_written_as_changes_are(database: str) -> None:
@@ -226,10 +176,10 @@ async def test_a_topic_gained_by_a_live_stream_comes_with_its_rows(database: str
             table = await whole(stream, "finance:AAPL")
             assert table.rows == {"finance:AAPL": {1: table.pages[0]["rows"][0]}}
             connection.execute("INSERT INTO subs VALUES (2, 'ann', 'MSFT')")
-            await stream.until(lambda: "finance:MSFT" in Table().take(stream.blocks).complete)
+            await stream.until(lambda: "finance:MSFT" in Rows().take(stream.blocks).complete)
             connection.execute("INSERT INTO trades VALUES (3, 'MSFT'), (4, 'AAPL')")
             await stream.settled()
-            table = Table().take(stream.blocks)
+            table = Rows().take(stream.blocks)
             assert {topic: sorted(rows) for topic, rows in table.rows.items()} == {
                 "finance:AAPL": [1, 4],
                 "finance:MSFT": [2, 3],
