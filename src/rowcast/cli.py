@@ -189,11 +189,12 @@ def token(user: str, topics: str, ttl: float, path: str | None) -> None:
 @option("--token", envvar="ROWCAST_TOKEN", help="The user's token; `rowcast token` makes one.")
 @option("--last-event-id", envvar="ROWCAST_TAIL_LAST_EVENT_ID", metavar="P", help="The position to resume from.")
 @option("--topics", envvar="ROWCAST_TAIL_TOPICS", default="", metavar="A,B", help="Only these topics.")
+@option("--snapshot", envvar="ROWCAST_TAIL_SNAPSHOT", is_flag=True, help="The current rows of the topics first.")
 @option("--json", "as_json", envvar="ROWCAST_TAIL_JSON", is_flag=True, help="One JSON object per line.")
-def tail(url: str, token: str | None, last_event_id: str | None, topics: str, as_json: bool) -> None:
+def tail(url: str, token: str | None, last_event_id: str | None, topics: str, snapshot: bool, as_json: bool) -> None:
     """Print the events of the stream at URL (ROWCAST_URL), until Ctrl-C."""
     try:
-        asyncio.run(_tail(url, token, last_event_id, _split(topics), as_json))
+        asyncio.run(_tail(url, token, last_event_id, _split(topics), snapshot, as_json))
     except BrokenPipeError:
         # Whoever read us has seen enough (`| head`). Python must not try to flush what is left.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -300,7 +301,9 @@ def _run() -> int:
     return result if isinstance(result, int) else 0
 
 
-async def _tail(url: str, token: str | None, last_event_id: str | None, topics: list[str], as_json: bool) -> None:
+async def _tail(
+    url: str, token: str | None, last_event_id: str | None, topics: list[str], snapshot: bool, as_json: bool
+) -> None:
     from rowcast.client import EventStream
 
     stream = EventStream(
@@ -308,6 +311,7 @@ async def _tail(url: str, token: str | None, last_event_id: str | None, topics: 
         token=token,
         last_event_id=last_event_id,
         topics=topics,
+        snapshot=snapshot,
         on_retry=lambda reason, pause: _say(f"{reason}; again in {pause:.1f} s"),
     )
     async with contextlib.aclosing(aiter(stream)) as events:

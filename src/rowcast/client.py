@@ -49,6 +49,7 @@ class EventStream:
 
     `url`: the service, with or without `/events`. `token`: the user's; None sends none. `last_event_id`: the
     position to resume from; None starts from now. `topics` narrow the stream; none means all of the user's.
+    `snapshot`: have the current rows of the topics first (`rowcast.snapshot`), where their routes have them.
     `silence`: seconds without a byte, heartbeats included, after which the connection is taken for dead.
     `on_retry` is told why there is no stream just now, and in how many seconds it is tried again.
 
@@ -62,16 +63,19 @@ class EventStream:
         token: str | None = None,
         last_event_id: str | None = None,
         topics: Iterable[str] = (),
+        snapshot: bool = False,
         silence: float = 60.0,
         on_retry: Callable[[str, float], None] = lambda reason, pause: None,
     ) -> None:
         self.url = events_url(url)
         self.last_event_id = last_event_id or ""
-        """The position of the last event that was received."""
+        """The position of the last event that was received; "" where there is none, as in the midst of a snapshot."""
         self.retry = 3.0
         """Seconds to wait before a new try, as the server asked last."""
         self._token = token
         self._params = {"topics": ",".join(topics)} if topics else {}
+        if snapshot:
+            self._params["snapshot"] = "1"
         self._timeout = httpx.Timeout(10.0, read=silence)
         self._on_retry = on_retry
         self._failures = 0
@@ -100,15 +104,19 @@ class EventStream:
         async with http.stream("GET", self.url, params=self._params, headers=self._headers()) as response:
             if response.status_code != 200:
                 await _refuse(response)
+            named = False
             try:
                 async for received in httpx_sse.EventSource(response).aiter_sse():
                     self._failures = 0
-                    self.last_event_id = received.id
+                    # "" is what the server says to have it forgotten, and also what is before its first word on it.
+                    named = named or bool(received.id)
+                    if named:
+                        self.last_event_id = received.id
                     if received.retry is not None:
                         self.retry = received.retry / 1000
                     # A block without data is a heartbeat: it moves the position on and is no event.
                     if received.data:
-                        yield Event(received.event or "message", received.data, received.id)
+                        yield Event(received.event or "message", received.data, self.last_event_id)
             except httpx_sse.SSEError:
                 raise BadRequest(f"{self.url} is no event stream; is it the address of Rowcast?") from None
 

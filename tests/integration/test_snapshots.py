@@ -11,8 +11,11 @@ import psycopg
 import pytest
 
 from rowcast import ConfigError, Rowcast, SetupError
+from rowcast.auth.jwt import mint
+from rowcast.client import EventStream
 from rowcast.testing.local import LocalStream
 from rowcast.testing.rows import Rows
+from rowcast.testing.serving import serving
 
 SECRET = "0123456789abcdef0123456789abcdef"
 
@@ -316,6 +319,27 @@ async def test_streams_that_come_together_share_a_read(database: str) -> None:
             for stream in streams:
                 assert len((await whole(stream, "finance:AAPL")).rows["finance:AAPL"]) == 1
             assert cast.hub.snapshots.reads <= 2
+
+
+async def test_over_http_a_client_asks_for_it(database: str) -> None:
+    with admin(database, TRADES, "INSERT INTO trades VALUES (1, 'AAPL', 1)") as connection:
+        cast = make(database, api={"key": "k"})
+        token = mint(cast.config, "ann", topics=["finance:AAPL"])
+        async with serving(cast.asgi()) as client:
+            url = str(client.base_url)
+            names = []
+            async with asyncio.timeout(20):
+                async for event in EventStream(url, token=token, snapshot=True):
+                    names.append(event.event)
+                    if event.event == "rowcast.snapshot":
+                        assert event.json()["rows"][0]["id"] == 1
+                        connection.execute("INSERT INTO trades VALUES (2, 'AAPL', 1)")
+                    elif event.event == "message":
+                        assert event.json()["record"]["id"] == 2
+                        break
+            assert names == ["rowcast.ready", "rowcast.snapshot", "message"]
+            refused = await client.get("/events?snapshot=yes", headers={"authorization": f"Bearer {token}"})
+            assert (refused.status_code, refused.json()["error"][:10]) == (400, "?snapshot=")
 
 
 async def test_without_a_database_the_stream_is_ended_to_come_again(database: str) -> None:

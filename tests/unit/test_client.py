@@ -115,6 +115,23 @@ async def test_a_block_may_come_in_pieces() -> None:
         assert await take(EventStream(script.url), 1) == [Event("é", '"🐘"', "1")]
 
 
+async def test_a_connection_that_breaks_before_its_first_position_leaves_the_one_before() -> None:
+    async with playing(OK + b"retry: 3000\n\nevent: x\ndata: 1\n\n") as script:
+        stream = EventStream(script.url, last_event_id="e:1-0")
+        assert await take(stream, 2) == [Event("x", "1", "e:1-0")] * 2
+    assert "last-event-id: e:1-0" in script.requests[1]
+
+
+async def test_a_snapshot_is_asked_for_and_begins_anew_when_it_was_cut() -> None:
+    first = b"id: e:1-0\nevent: rowcast.ready\ndata: {}\n\nid: \nevent: rowcast.subscriptions\ndata: {}\n\n"
+    page = b"event: rowcast.snapshot\ndata: {}\n\n"
+    async with playing(OK + first + page, OK + b"id: e:9-0\ndata: 1\n\n") as script:
+        events = await take(EventStream(script.url, snapshot=True, last_event_id="e:0-0"), 4)
+    assert [event.id for event in events] == ["e:1-0", "", "", "e:9-0"]
+    assert all("GET /events?snapshot=1 " in request for request in script.requests)
+    assert ["last-event-id" in request for request in script.requests] == [True, False]
+
+
 async def test_token_topics_and_position_are_sent() -> None:
     async with playing(OK + b"data: 1\n\n") as script:
         await take(EventStream(script.url, token="tok", last_event_id="e:1-0", topics=["a b", "c"]), 1)

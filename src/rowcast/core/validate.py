@@ -11,6 +11,7 @@ import difflib
 from collections.abc import Iterable, Sequence
 
 from rowcast.core.catalog import Catalog, TableInfo, quoted
+from rowcast.core.inversion import Inversion
 from rowcast.core.routes import Route
 from rowcast.core.rules import RowRule, Rule
 from rowcast.errors import ConfigError
@@ -30,6 +31,8 @@ def validate(routes: Sequence[Route], rules: Sequence[Rule], catalog: Catalog) -
     for route in routes:
         table = _table(route.table, route.origin, catalog)
         _columns(route.needed, table, route.origin)
+        if route.snapshot:
+            Inversion.of(route, table)
         warnings.extend(_route_warnings(route, table, catalog))
     for rule in rules:
         if isinstance(rule, RowRule):
