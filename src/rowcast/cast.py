@@ -85,11 +85,13 @@ class Rowcast:
         key: Iterable[str] | None = None,
         conflate: bool = False,
         deletes: bool = True,
+        min_interval: float = 0.0,
     ) -> Callable[[RouteFunction], RouteFunction]:
         """Route a table's changes by a function of the change that returns the topic, the topics, or None.
 
         `table` is `schema.table` (public is implied). `columns` are those sent (None: all), `key` what
-        conflation goes by (None: the primary key). The function must be quick and must not block: it runs
+        conflation and `min_interval` go by (None: the primary key). At most one event of a topic and key is sent in
+        `min_interval` seconds (0: all are), the last one always. The function must be quick and must not block: it runs
         for every change of the table. A change for which it raises is skipped, counted and logged.
         """
 
@@ -103,6 +105,7 @@ class Rowcast:
                     key=None if key is None else tuple(key),
                     conflate=conflate,
                     deletes=deletes,
+                    min_interval=min_interval,
                 )
             )
             return function

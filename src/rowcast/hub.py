@@ -12,7 +12,7 @@ import logging
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from rowcast.core.entry import Batch, Control, Entry, Kind
 from rowcast.core.gains import Gains
@@ -27,6 +27,7 @@ from rowcast.errors import Unavailable
 from rowcast.joins import Joins
 from rowcast.ports import Loader, Log, ReadableLog, RowReader, State
 from rowcast.readback import ReadBack
+from rowcast.releases import Releases
 from rowcast.snapshots import Snapshots
 from rowcast.telemetry.histogram import Histogram
 from rowcast.wheel import Wheel
@@ -80,6 +81,7 @@ class Hub:
         self.wheel = Wheel(self, heartbeat)
         self.readback = ReadBack(self, log if isinstance(log, ReadableLog) else None)
         self.wire.read_back = self.readback.want
+        self.releases = Releases(self)
         self.max_streams = max_streams
         self.max_streams_per_user = max_streams_per_user
         self.users: dict[str, list[Stream]] = {}
@@ -187,6 +189,11 @@ class Hub:
         self.entries[entry.kind.name.lower()] += 1
         if entry.kind is Kind.DATA:
             self.ring.append(entry)
+            if entry.interval and self.releases.hold(entry, self._now):
+                return
+            if self.wire.mark:
+                self.releases.push_marked(entry)
+                return
             for stream in self._index.get(entry.topic):
                 self._push(stream, entry)
         elif entry.kind is Kind.ROW:
@@ -199,6 +206,10 @@ class Hub:
                 self.reload(user)
         elif entry.kind is Kind.SWEEP:
             self.ring.append(entry)
+            self.releases.overtake(entry, self.wire.throttle.matching(entry.topic))
+            if self.wire.mark:
+                self.releases.push_marked(entry)
+                return
             for stream in self._index.matching(entry.topic):
                 self._push(stream, entry)
         else:
@@ -246,6 +257,7 @@ class Hub:
         self.wire.head = batch.head
         self.ring.restart(batch.head)
         self.readback.clear()
+        self.releases.clear()
         self.subscriptions.restart()
         self.snapshots.restart()
         self._gains.restart(batch.head)
@@ -408,8 +420,14 @@ class Hub:
         reset, place = self._resumable(cursor)
         topics = stream.effective(self.subscriptions.topics(user))
         self._reindex(stream, topics)
+        held: list[Entry] | None = None
+        if cursor is not None and place is not None:
+            held = self.releases.owed(topics, cursor)
+            if held is None:
+                reset, place = "position_expired", None
         anew = place is not None and self._gains.since(user, place)
-        stream.start(topics, place, reset, anew=anew)
+        mark = 0 if cursor is None else cursor.mark
+        stream.start(topics, place, reset, anew=anew, held=held or (), mark=mark)
         if place is not None:
             self.catchups["reconnect"] += 1
         self._mark(stream)
@@ -425,6 +443,27 @@ class Hub:
         if cursor.place > self.wire.head:
             return "position_unknown", None
         return None, cursor.place
+
+    # For the parts
+
+    def subscribers(self, topic: str) -> Iterable[Stream]:
+        """The streams that have a topic; not to be held over a change of subscriptions."""
+        return self._index.get(topic)
+
+    def matching(self, prefix: str) -> Iterable[Stream]:
+        """The same for every topic with a prefix, each stream once."""
+        return self._index.matching(prefix)
+
+    def push_block(self, stream: Stream, place: Place, block: bytes) -> None:
+        """Give a LIVE stream a block after which it has everything up to a place."""
+        if stream.push_block(place, block):
+            self.catchups["slow"] += 1
+        self.deliveries += 1
+        self._mark(stream)
+
+    def flush(self) -> None:
+        """Wake the writers of the streams that got something."""
+        self._flush()
 
     # Inside
 

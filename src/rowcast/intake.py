@@ -91,6 +91,7 @@ class Intake:
                 topic=entry.topic,
                 data=entry.body.encode(self._max_event),
                 key=entry.key,
+                interval=entry.interval,
                 form="sweep" if entry.kind is Kind.SWEEP else "event",
             )
             yield (f"{record.key}\n{part}" if record.key else ""), draft

@@ -192,6 +192,7 @@ class Replica:
         self._run(self.hub.snapshots.run())
         self._run(self.hub.wheel.run())
         self._run(self.hub.readback.run())
+        self._run(self.hub.releases.run())
         self._run(self.pending.run())
         if self.guard is not None:
             self._run(self.guard.run())

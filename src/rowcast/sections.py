@@ -210,6 +210,7 @@ class RouteSection(_Located):
             snapshot=self.snapshot,
             deletes=self.deletes,
             numeric=self.numeric,
+            min_interval=self.min_interval,
         )
 
 

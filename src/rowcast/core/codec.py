@@ -76,14 +76,25 @@ def _flat(entry: Entry, limit: int) -> tuple[Any, ...]:
     else:
         flat = body.encode(limit)
     major, minor = entry.place
-    return (int(kind), major, minor, entry.xid, entry.time, entry.topic, entry.key, entry.event, flat)
+    item = (int(kind), major, minor, entry.xid, entry.time, entry.topic, entry.key, entry.event, flat)
+    return (*item, entry.interval) if entry.interval else item
 
 
 def _entry(item: list[Any], at: Place | None) -> Entry:
-    kind, major, minor, xid, time, topic, key, event, flat = item
+    kind, major, minor, xid, time, topic, key, event, flat, *interval = item
     body = _BODIES[kind](flat)
     place = at or (major, minor)
-    return Entry(_KINDS[kind], place, body, topic=topic, xid=xid, key=key, event=event, time=time)
+    return Entry(
+        _KINDS[kind],
+        place,
+        body,
+        topic=topic,
+        xid=xid,
+        key=key,
+        event=event,
+        time=time,
+        interval=interval[0] if interval else 0,
+    )
 
 
 _KINDS = {int(kind): kind for kind in Kind}

@@ -93,9 +93,11 @@ class Entry:
     since the Unix epoch. `xid` is the 32-bit id of the transaction; of a DATA or SWEEP entry only where a snapshot
     of its topic would have its row, else 0: what was published, and what a route without `snapshot` sends, is
     never in a snapshot.
+    `interval`, in microseconds: at most one entry of its topic and key is sent in that time
+    (0: all are); `due` is set by the `throttle`: the time until which it is held (0: it is not).
     """
 
-    __slots__ = ("_frame", "body", "event", "key", "kind", "place", "time", "topic", "xid")
+    __slots__ = ("_frame", "body", "due", "event", "interval", "key", "kind", "place", "time", "topic", "xid")
 
     def __init__(
         self,
@@ -108,6 +110,7 @@ class Entry:
         key: str | None = None,
         event: str | None = None,
         time: int = 0,
+        interval: int = 0,
     ) -> None:
         self.kind = kind
         self.place = place
@@ -117,6 +120,8 @@ class Entry:
         self.key = key
         self.event = event
         self.time = time
+        self.interval = interval
+        self.due = 0
         self._frame: bytes | None = None
 
     @property

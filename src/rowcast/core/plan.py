@@ -71,9 +71,10 @@ class BoundRoute:
         self.addressing = route.addressing
         self.addressable = route.function is None and route.addressing <= identity
         self.key: tuple[str, ...] = ()
-        if route.conflate and route.key is not None:
+        keyed = route.conflate or route.min_interval > 0
+        if keyed and route.key is not None:
             self.key = route.key
-        elif route.conflate and relation.identity != "f":
+        elif keyed and relation.identity != "f":
             # Of a whole row there is no telling which columns identify it.
             self.key = tuple(sorted(identity))
 

@@ -6,8 +6,11 @@ messages count; Relation, Type and Origin messages do not, since they come at di
 different walsenders) has `(i + 1) << 20`, and the entries that one change is routed to count up from
 there. `minor` 0 at an LSN means "everything committed before this LSN".
 
+A position that was given to a client while entries were held back from it (see `throttle`) has a mark besides.
+
 On the wire (the SSE `id:`, and so the client's `Last-Event-ID`) it reads `EPOCH:MAJOR-MINOR`: epoch and
-major in hexadecimal, as Postgres writes LSNs but without the slash, minor in decimal.
+major in hexadecimal, as Postgres writes LSNs but without the slash, minor in decimal. A mark follows as `~MARK`, in
+base 36.
 """
 
 from __future__ import annotations
@@ -23,7 +26,11 @@ MINOR_SPACING = 1 << 20
 MAX_TEXT = 64
 """Longest accepted text form, in characters."""
 
-_TEXT = re.compile(r"([0-9a-f]{1,16}):([0-9A-Fa-f]{1,16})-([0-9]{1,19})", re.ASCII)
+_TEXT = re.compile(
+    r"([0-9a-f]{1,16}):([0-9A-Fa-f]{1,16})-([0-9]{1,19})(?:~([0-9a-z]{1,12})(?:~([0-9a-z]{1,12}))?)?", re.ASCII
+)
+
+_DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 
 Place = tuple[int, int]
 """A place within one epoch: `(major, minor)`, ordered as a tuple."""
@@ -37,11 +44,15 @@ class Position(NamedTuple):
 
     `epoch` stands for the database's identity (system identifier, timeline) and the log's incarnation;
     positions of different epochs can't be compared, and a client that holds one of another epoch is reset.
+    `mark`: what was held back when a client was given it; 0: nothing. `over`: how far the client has what the very next
+    entry may not overtake; see `throttle`.
     """
 
     epoch: str
     major: int
     minor: int
+    mark: int = 0
+    over: int = 0
 
     @property
     def place(self) -> Place:
@@ -49,12 +60,24 @@ class Position(NamedTuple):
         return (self.major, self.minor)
 
     def __str__(self) -> str:
-        return format_position(self.epoch, (self.major, self.minor))
+        return format_position(self.epoch, (self.major, self.minor)) + format_mark(self.mark, self.over)
 
 
 def format_position(epoch: str, place: Place) -> str:
     """The wire form of a place in an epoch, e.g. `7f3a:16B3740-1048576`."""
     return f"{epoch}:{place[0]:X}-{place[1]}"
+
+
+def format_mark(mark: int, over: int = 0) -> str:
+    """What follows a place in its wire form; "" for 0."""
+    text = ""
+    for number in (mark, over) if over else (mark,) if mark else ():
+        digits = ""
+        while number:
+            number, digit = divmod(number, 36)
+            digits = _DIGITS[digit] + digits
+        text += f"~{digits}"
+    return text
 
 
 def parse_position(text: str) -> Position:
@@ -68,8 +91,8 @@ def parse_position(text: str) -> Position:
             "Last-Event-ID is not a position of this service: expected the id of an earlier event, "
             "like 7f3a:16B3740-1048576; leave it out to start from now"
         )
-    epoch, major, minor = match.groups()
-    return Position(epoch, int(major, 16), int(minor))
+    epoch, major, minor, mark, over = match.groups()
+    return Position(epoch, int(major, 16), int(minor), int(mark or "0", 36), int(over or "0", 36))
 
 
 def parse_lsn(text: str) -> int:

@@ -38,9 +38,9 @@ class Route(msgspec.Struct, frozen=True):
     """A rule that turns the changes of a table into entries.
 
     Either `template` or `function` gives the topics, while `when` holds. `columns` are those sent (None: all).
-    `key` is what conflation goes by (None: the replica identity's columns). `deletes` False: a DELETE makes no
-    entry. `numeric` says how numbers are written that a JSON double can't hold. `origin` is the place to point at
-    in errors.
+    `key` is what conflation and `min_interval` go by (None: the replica identity's columns); the latter in
+    microseconds, 0 for none. `deletes` False: a DELETE makes no entry. `numeric` says how numbers are written that a
+    JSON double can't hold. `origin` is the place to point at in errors.
     """
 
     table: str
@@ -54,6 +54,7 @@ class Route(msgspec.Struct, frozen=True):
     snapshot: bool = False
     deletes: bool = True
     numeric: values.Numeric = "string"
+    min_interval: int = 0
 
     @classmethod
     def from_templates(
@@ -71,10 +72,12 @@ class Route(msgspec.Struct, frozen=True):
         snapshot: bool = False,
         deletes: bool = True,
         numeric: values.Numeric = "string",
+        min_interval: float = 0.0,
     ) -> Route:
         """A route from the file: `topic` is a template, or `user` one that names whose own topic it is.
 
-        `origins` are the places of single options by name, where they are known. Raises `ConfigError`.
+        `origins` are the places of single options by name, where they are known. `min_interval` in seconds. Raises
+        `ConfigError`.
         """
         if (topic is None) == (user is None):
             raise ConfigError(f'{origin}: a route has either topic or user, like topic = "finance:{{symbol}}"')
@@ -94,6 +97,7 @@ class Route(msgspec.Struct, frozen=True):
             snapshot=snapshot,
             deletes=deletes,
             numeric=numeric,
+            min_interval=round(min_interval * 1e6),
         )
 
     @classmethod
@@ -107,8 +111,10 @@ class Route(msgspec.Struct, frozen=True):
         conflate: bool = False,
         deletes: bool = True,
         numeric: values.Numeric = "string",
+        min_interval: float = 0.0,
     ) -> Route:
-        """A route from a Python function of the change, which returns a topic, several, or None.
+        """A route from a Python function of the change, which returns a topic, several, or None. `min_interval` in
+        seconds.
 
         Raises `ConfigError` for a coroutine function.
         """
@@ -121,6 +127,7 @@ class Route(msgspec.Struct, frozen=True):
             conflate=conflate,
             deletes=deletes,
             numeric=numeric,
+            min_interval=round(min_interval * 1e6),
         )
 
     def bound(self, table: TableInfo) -> Route:
@@ -289,7 +296,18 @@ class Router:
                         envelope=self._envelope,
                     )
                     key = bound.conflation_key(old if moved or new is None else new) if bound.key else None
-                    entries.append(Entry(kind, (major, minor), data, topic=topic, xid=seen_as, key=key, time=time))
+                    entries.append(
+                        Entry(
+                            kind,
+                            (major, minor),
+                            data,
+                            topic=topic,
+                            xid=seen_as,
+                            key=key,
+                            time=time,
+                            interval=route.min_interval,
+                        )
+                    )
                     minor += 1
             except Exception as error:  # a poison row must not stop the log for everybody
                 self._poison(route, change, error)

@@ -50,6 +50,17 @@ def forgetting(block: bytes) -> bytes:
     return b"id: \n" + bare(block)
 
 
+def marked(block: bytes, mark: str) -> bytes:
+    """A block that begins with its id, with a mark put behind the id."""
+    first, _, rest = block.partition(b"\n")
+    return first + mark.encode() + b"\n" + rest
+
+
+def at(block: bytes, position: str) -> bytes:
+    """A block that begins with its id, with another id."""
+    return b"id: " + _field(position, "id") + b"\n" + block.partition(b"\n")[2]
+
+
 def _field(value: str, name: str) -> bytes:
     if _FORBIDDEN.search(value):
         raise ValueError(f"an SSE {name} can't hold CR, LF or NUL: {value!r}")

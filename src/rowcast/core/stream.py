@@ -22,6 +22,9 @@ The rules:
   subscription gives it the topic. It stays BEHIND at that place until the rows are there and sent (see `fill`), and
   then goes on from it, leaving out what the rows hold. Until that is over its blocks have no id, and the block that
   begins it has an empty one: whoever is cut off meanwhile comes back without a position, to begin with snapshots again.
+- Entries that the `throttle` holds are given to a LIVE stream when they are due. A stream that gets behind takes them
+  along as *deferred*, and sends them when they are due, or leaves those that are not to the hub when it is LIVE again.
+  While it defers any, the ids that it sends have its clock for a mark.
 - ENDED: it gets nothing more, but what is pending is still written; the last block is `rowcast.bye`.
 - Every block is appended whole to `pending`, and only `take` removes: order is the order of appending.
 
@@ -39,11 +42,12 @@ from typing import Any, NamedTuple
 import msgspec
 
 from rowcast.core import sse
-from rowcast.core.entry import Entry, user_topic
+from rowcast.core.entry import Entry, Kind, user_topic
 from rowcast.core.fill import Fill, Filter, Wants, due
 from rowcast.core.grants import Grant
-from rowcast.core.position import ORIGIN, Place, format_position
+from rowcast.core.position import ORIGIN, Place, format_mark, format_position
 from rowcast.core.ring import Ring, Walk
+from rowcast.core.throttle import Throttle
 
 PENDING_LIMIT = 256 * 1024
 """Bytes that may wait for a client that does not read, before its stream is no longer pushed to."""
@@ -69,7 +73,9 @@ class StreamState(Enum):
 class Wire:
     """What all streams of a hub share: the log's epoch and head, the limit of an event, the ring."""
 
-    __slots__ = ("epoch", "head", "max_event", "read_back", "replica", "resets", "ring", "snapshots")
+    __slots__ = (
+        "epoch", "head", "mark", "max_event", "read_back", "replica", "resets", "ring", "snapshots", "throttle",
+    )  # fmt: skip
 
     def __init__(self, ring: Ring, *, max_event: int, replica: str) -> None:
         self.epoch = ""
@@ -79,6 +85,9 @@ class Wire:
         self.replica = replica
         self.snapshots: Wants | None = None
         """Who reads snapshots; None: there are none."""
+        self.throttle = Throttle()
+        self.mark = ""
+        """What is put behind the ids of LIVE streams; "" when nothing is held."""
         self.resets = 0
         """How often a stream was told to refetch."""
         self.read_back: Callable[[Stream], bool] = lambda stream: False
@@ -107,9 +116,9 @@ class Stream:
     """
 
     __slots__ = (
-        "__weakref__", "_filters", "_narrow", "_paused", "_reset", "_turns", "_walk", "_walk_from", "_walk_topics",
-        "after", "beaten", "cursor", "dirty", "fill", "grant", "pending", "pending_bytes", "snapshot", "state",
-        "topics", "wake", "wire",
+        "__weakref__", "_clock", "_deferred", "_filters", "_narrow", "_origin", "_paused", "_reset", "_since", "_turns",
+        "_walk", "_walk_from", "_walk_topics", "after", "beaten", "cursor", "dirty", "fill", "grant", "pending",
+        "pending_bytes", "snapshot", "state", "topics", "wake", "wire",
     )  # fmt: skip
 
     def __init__(
@@ -141,6 +150,13 @@ class Stream:
         """BEHIND: what must be sent before the stream goes on from its cursor."""
         self._filters: list[Filter] = []
         self._narrow = narrow
+        self._deferred: dict[tuple[str, str | None], Entry] = {}
+        """BEHIND: by topic and key, what is at or below the cursor and held until later than `_clock`."""
+        self._clock = 0
+        self._origin: Place = ORIGIN
+        """What is held and not above it is not for this stream: it began there."""
+        self._since: dict[str, Place] | None = None
+        """The same for single topics that it got while something of them was held."""
         self._walk: Walk | None = None
         self._walk_from: int | None = None
         self._walk_topics: frozenset[str] = frozenset()
@@ -157,25 +173,35 @@ class Stream:
         return granted if self._narrow is None else granted & self._narrow
 
     def start(
-        self, topics: frozenset[str], cursor: Place | None, reset: str | None = None, *, anew: bool = False
+        self,
+        topics: frozenset[str],
+        cursor: Place | None,
+        reset: str | None = None,
+        *,
+        anew: bool = False,
+        held: Iterable[Entry] = (),
+        mark: int = 0,
     ) -> None:
         """Begin with effective topics: LIVE at the head, or BEHIND from `cursor`. `reset` tells the client
         why its position can't be resumed from. `anew`: since the cursor there may have been topics gained, of which
-        the client has no rows."""
+        the client has no rows. `held` is what the client has not got of what is up to its cursor, by its `mark`."""
         assert self.state is StreamState.STARTING
         self.topics = topics
         self.state = StreamState.LIVE
         place = self.wire.head if cursor is None else cursor
+        self._origin = place if cursor is None or not mark else ORIGIN
+        deferred = {(entry.topic, entry.key): entry for entry in held}
+        position = self.wire.position(place) + (format_mark(mark) if deferred else "")
         owed = self._owed(topics) if cursor is None or anew else frozenset()
         data = {
             "user": self.grant.user,
             "topics": self.listed(topics),
-            "position": self.wire.position(place),
+            "position": position,
             "replica": self.wire.replica,
         }
         if self.snapshot:
             data["snapshot"] = sorted(owed)
-        block = sse.frame(_json(data), position=self.wire.position(place), event="rowcast.ready")
+        block = sse.frame(_json(data), position=position, event="rowcast.ready")
         self._append(sse.forgetting(block) if owed else block)
         self.beaten = place
         if reset is not None:
@@ -183,6 +209,8 @@ class Stream:
             self._append(sse.forgetting(block) if owed else block)
         if cursor is not None or owed:
             self._fall_behind(place)
+            self._deferred = deferred
+            self._clock = min(mark, self.wire.throttle.clock)
             self._owe(owed)
 
     def offer(self, block: bytes) -> bool:
@@ -202,15 +230,31 @@ class Stream:
         self._fall_behind(entry.place)
         return True
 
+    def push_block(self, place: Place, block: bytes) -> bool:
+        """Give a LIVE stream a block after which it has everything up to a place. Returns as `push` does."""
+        self._append(block)
+        self.beaten = place
+        if self.pending_bytes <= PENDING_LIMIT:
+            return False
+        self._fall_behind(place)
+        return True
+
+    def concerns(self, entry: Entry) -> bool:
+        """Whether an entry of one of the stream's topics that was held is for it."""
+        place = entry.place
+        return place > self._origin and (self._since is None or place > self._since.get(entry.topic, ORIGIN))
+
     def change(self, place: Place, topics: frozenset[str], *, tell: bool = False) -> None:
         """The subscription changes at a place. `tell`: send the event also when nothing differs."""
         if self.state in (StreamState.STARTING, StreamState.ENDED) or (topics == self.topics and not tell):
             return
         owed = self._owed(topics - self.topics)
         block = self._subscriptions_block(place, topics, owed)
+        if self.wire.throttle.held:
+            self._leave_and_join(place, topics)
         self.topics = topics
         if self.state is StreamState.LIVE:
-            self._append(sse.forgetting(block) if owed else block)
+            self._append(sse.forgetting(block) if owed else sse.marked(block, self.wire.mark))
             self.beaten = place
             if owed or self.pending_bytes > PENDING_LIMIT:
                 self._fall_behind(place)
@@ -229,6 +273,7 @@ class Stream:
             self._filters.clear()
             self._walk_topics = self.topics
             self._fall_behind(place)
+            self._begin_at(place)
             self._reset = self._reset or reset
         elif self.state is StreamState.LIVE:
             self._fall_behind(place)
@@ -239,6 +284,8 @@ class Stream:
         if self._paused is None or self.state is StreamState.ENDED:
             return
         place, self._paused = self._paused, None
+        if self.wire.throttle.held:
+            self._leave_and_join(place, topics)
         if self._reset is not None:
             self.topics = topics
             owed = self._owed(topics)
@@ -256,6 +303,7 @@ class Stream:
         self.fill = None
         self._filters.clear()
         self._turns.clear()
+        self._deferred.clear()
 
     def end(self, reason: str, retry: int | None = None) -> None:
         """Say `rowcast.bye` with a reason, and `retry:` in milliseconds if given; nothing comes after it."""
@@ -272,7 +320,7 @@ class Stream:
             return
         if self.state is StreamState.LIVE and self.wire.head > self.beaten:
             self.beaten = self.wire.head
-            self._append(sse.heartbeat(self.wire.position(self.wire.head)))
+            self._append(sse.heartbeat(self.wire.position(self.wire.head) + self.wire.mark))
         else:
             self._append(sse.PING)
 
@@ -307,7 +355,7 @@ class Stream:
                 # Topics that are to stay as they are get the newer entry of the same key from the ring.
                 if bound is None and ring.supersedes(entry):
                     continue
-                self._send(entry)
+                self._send(self._twin(entry) if entry.interval else entry)
                 self.cursor = entry.place
                 if self.pending_bytes >= PAGE:
                     return False
@@ -339,6 +387,11 @@ class Stream:
     def _fall_behind(self, place: Place) -> None:
         if self.state is StreamState.LIVE:
             self._walk_topics = self.topics
+            throttle = self.wire.throttle
+            self._clock = throttle.clock
+            if throttle.held:
+                held = throttle.holding(self.topics)
+                self._deferred = {(entry.topic, entry.key): entry for entry in held if self.concerns(entry)}
         self.state = StreamState.BEHIND
         self.cursor = place
         self._walk = self._walk_from = None
@@ -351,6 +404,7 @@ class Stream:
             self.fill = None
             self._filters.clear()
             self._fall_behind(turn.place)
+            self._begin_at(turn.place)
             owed = self._owed(turn.topics)
             block = self._reset_block("too_slow", turn.place, owed)
             self._turns.append(_Turn(turn.place, turn.topics, block, owed))
@@ -367,6 +421,9 @@ class Stream:
         if owed:
             assert self.wire.snapshots is not None
             self.fill = Fill(owed)
+            if self._deferred:
+                # The rows to come may be newer.
+                self._give_up(list(self._deferred))
             self.wire.snapshots.want(self, self.fill)
 
     def _fill(self, fill: Fill) -> bool:
@@ -387,9 +444,16 @@ class Stream:
         return False
 
     def _send(self, entry: Entry) -> None:
-        """Append an entry of a catch-up, as far as no snapshot holds it."""
+        """Append an entry of a catch-up, as far as no snapshot holds it, and defer it if it is not due yet."""
         if not self._filters:
-            self._append(entry.frame(self.wire.epoch, self.wire.max_event))
+            if entry.due > self._clock:
+                self._deferred[entry.topic, entry.key] = entry
+                return
+            block = entry.frame(self.wire.epoch, self.wire.max_event)
+            if self._deferred:
+                self._overtake(entry)
+                block = self._marked(block)
+            self._append(block)
             self.beaten = entry.place
             return
         left = due(entry, self._walk_topics, self._filters)
@@ -425,10 +489,15 @@ class Stream:
         if not left:
             self._append(sse.heartbeat(self.wire.position(self.cursor)))
             self.beaten = self.cursor
+            # Nothing was deferred until here: what the hub still holds has been sent.
+            self._origin = self.cursor
+            self._clock = self.wire.throttle.clock
         return True
 
     def _catch_up(self) -> None:
         """Read from the ring until a page is pending, or the stream is LIVE, or paused."""
+        if not self._give_due():
+            return
         while self.state is StreamState.BEHIND:
             if self.fill is not None and not self._fill(self.fill):
                 return
@@ -457,16 +526,83 @@ class Stream:
             elif walk.end == self.wire.ring.end:
                 self.state = StreamState.LIVE
                 self._walk_from = None
+                self._deferred.clear()  # the hub has them too
 
     def _take_turn(self) -> None:
         turn = self._turns.popleft()
+        if self._deferred:
+            self._give_up([name for name in self._deferred if name[0] not in turn.topics])
         self._walk_topics = turn.topics
         self.cursor = max(self.cursor, turn.place)
         if turn.block and turn.owed:
             self._append(sse.forgetting(turn.block))
         elif turn.block:
-            self._append(sse.bare(turn.block) if self._filters else turn.block)
+            self._append(sse.bare(turn.block) if self._filters else self._marked(turn.block))
         self._owe(turn.owed)
+
+    # What is held
+
+    def _marked(self, block: bytes) -> bytes:
+        return sse.marked(block, format_mark(self._clock)) if self._deferred else block
+
+    def _overtake(self, entry: Entry) -> None:
+        """An entry is about to be sent: what is deferred and must come before it is sent now."""
+        self._deferred.pop((entry.topic, entry.key), None)
+        if entry.kind is Kind.SWEEP:
+            names = [name for name in self._deferred if name[0].startswith(entry.topic)]
+        elif entry.interval and entry.key is None:
+            names = [name for name in self._deferred if name[0] == entry.topic]
+        else:
+            return
+        self._give_up(names, before=entry.place)
+
+    def _twin(self, entry: Entry) -> Entry:
+        """The entry as the throttle knows it, if it holds it: what is read from the log does not tell."""
+        held = self.wire.throttle.held.get(entry.topic, {}).get(entry.key or "")
+        return held if held is not None and held.place == entry.place else entry
+
+    def _give_due(self) -> bool:
+        """Send what is deferred and due by now. Returns False when a page is pending before that is done."""
+        clock = self.wire.throttle.clock
+        for entry in sorted(self._deferred.values(), key=_due) if self._deferred else ():
+            if entry.due > clock:
+                break
+            if self.pending_bytes >= PAGE:
+                return False
+            self._clock = max(self._clock, entry.due)
+            self._give_up([(entry.topic, entry.key)])
+        self._clock = max(self._clock, clock)
+        return True
+
+    def _give_up(self, names: list[tuple[str, str | None]], before: Place | None = None) -> None:
+        """Send what is deferred, in the order of its dues; `before`: since the entry at that place must not overtake
+        it."""
+        place = self.cursor if before is None else (before[0], before[1] - 1)
+        for entry in sorted((self._deferred.pop(name) for name in names), key=_due):
+            block = entry.frame(self.wire.epoch, self.wire.max_event)
+            mark = format_mark(self._clock, entry.due if before is not None else 0)
+            bare = self.fill is not None or bool(self._filters)
+            self._append(sse.bare(block) if bare else sse.at(block, self.wire.position(place) + mark))
+
+    def _leave_and_join(self, place: Place, topics: frozenset[str]) -> None:
+        """Topics are about to change at a place: what is held of those that go is sent now, and what is held of those
+        that come is not for us."""
+        throttle = self.wire.throttle
+        if self.state is StreamState.LIVE:
+            for entry in sorted(throttle.holding(self.topics - topics), key=_due):
+                if self.concerns(entry):
+                    block = entry.frame(self.wire.epoch, self.wire.max_event)
+                    self._append(sse.at(block, self.wire.position(place) + self.wire.mark))
+        since = {topic: start for topic, start in (self._since or {}).items() if topic in throttle.held}
+        since |= dict.fromkeys((topic for topic in topics - self.topics if topic in throttle.held), place)
+        self._since = since or None
+
+    def _begin_at(self, place: Place) -> None:
+        """The client is told to refetch: what was before is not for it any more."""
+        self._deferred.clear()
+        self._origin = place
+
+    # Inside
 
     def _next_walk(self) -> Walk | None:
         ring = self.wire.ring
@@ -483,6 +619,7 @@ class Stream:
         self._filters.clear()
         self._walk = self._walk_from = None
         self.cursor = self.wire.head
+        self._begin_at(self.wire.head)
         if self._paused is not None:
             self._paused = self.wire.head
             self._reset = self._reset or reason
@@ -515,3 +652,7 @@ class Stream:
         if self.snapshot:
             data["snapshot"] = sorted(owed)
         return sse.frame(_json(data), position=self.wire.position(place), event="rowcast.subscriptions")
+
+
+def _due(entry: Entry) -> int:
+    return entry.due

@@ -33,6 +33,7 @@ def validate(routes: Sequence[Route], rules: Sequence[Rule], catalog: Catalog) -
         _columns(route.needed, table, route.origin)
         if route.snapshot:
             Inversion.of(route, table)
+        _check_interval(route, table)
         warnings.extend(_route_warnings(route, table, catalog))
     for rule in rules:
         if isinstance(rule, RowRule):
@@ -120,6 +121,14 @@ def _identified(rule: RowRule, table: TableInfo) -> None:
         )
 
 
+def _check_interval(route: Route, table: TableInfo) -> None:
+    if route.min_interval and route.key is None and not table.primary_key and table.identity == "f":
+        raise ConfigError(
+            f"{route.origin}: min_interval goes by the row's key, and {table.name} has no primary key; name columns by "
+            "key = […]"
+        )
+
+
 def _route_warnings(route: Route, table: TableInfo, catalog: Catalog) -> Iterable[str]:
     if not route.deletes or table.identity == "f":
         return
@@ -136,7 +145,9 @@ def _route_warnings(route: Route, table: TableInfo, catalog: Catalog) -> Iterabl
             f"{route.origin}: a DELETE from {table.name} does not tell {missing[0]!r}, so it can't be addressed; "
             f"run: {_full(table)} or set deletes = false on the route"
         )
-    elif route.conflate and (unknown := sorted(set(route.key or ()) - set(table.identity_columns))):
+    elif (route.conflate or route.min_interval) and (
+        unknown := sorted(set(route.key or ()) - set(table.identity_columns))
+    ):
         yield (
             f"{route.origin}: a DELETE from {table.name} does not tell {unknown[0]!r} of the key, so it is not "
             f"conflated with the row's other changes; run: {_full(table)}"

@@ -247,4 +247,13 @@ def _entry(draft: Draft, place: Place, now: float) -> Entry:
         return Entry(Kind.CONTROL, place, Control(draft.control, draft.user, draft.at or now), time=time_us)
     body = body_of(draft.form, draft.topic, draft.data, draft.key)
     kind = Kind.SWEEP if draft.form == "sweep" else Kind.DATA
-    return Entry(kind, place, body, topic=draft.topic, key=draft.key, event=draft.event, time=time_us)
+    return Entry(
+        kind,
+        place,
+        body,
+        topic=draft.topic,
+        key=draft.key,
+        event=draft.event,
+        time=time_us,
+        interval=draft.interval,
+    )

@@ -48,6 +48,7 @@ class _Text(msgspec.Struct, omit_defaults=True, kw_only=True, rename=_NAMES):
     key: str | None = None
     user: str = ""
     form: Literal["data", "event", "sweep"] = "data"
+    interval: int = 0
 
 
 _decode = msgspec.json.Decoder(_Text).decode
@@ -79,6 +80,7 @@ class Messages:
             key=draft.key,
             user=draft.user,
             form=draft.form,
+            interval=draft.interval,
         )
         encoded = _encode(text)
         return nonce, self._sign(encoded) + b" " + encoded
@@ -111,6 +113,7 @@ class Messages:
             control=None if read.kind == "data" else read.kind,
             user=read.user,
             form=read.form,
+            interval=read.interval,
         )
         return read.nonce, draft
 
@@ -146,6 +149,7 @@ def _entry(read: _Text, message: Message) -> Entry:
             key=read.key,
             event=read.event,
             time=message.commit_time,
+            interval=read.interval,
         )
     control = Control(read.kind, read.user, read.at)
     return Entry(Kind.CONTROL, message.place, control, xid=message.xid, time=message.commit_time)

@@ -275,7 +275,16 @@ def _entry(draft: Draft, now: float) -> Entry:
         return Entry(Kind.CONTROL, ORIGIN, Control(draft.control, draft.user, draft.at or now), time=time_us)
     body = body_of(draft.form, draft.topic, draft.data, draft.key)
     kind = Kind.SWEEP if draft.form == "sweep" else Kind.DATA
-    return Entry(kind, ORIGIN, body, topic=draft.topic, key=draft.key, event=draft.event, time=time_us)
+    return Entry(
+        kind,
+        ORIGIN,
+        body,
+        topic=draft.topic,
+        key=draft.key,
+        event=draft.event,
+        time=time_us,
+        interval=draft.interval,
+    )
 
 
 def _unpublished(what: str, sent: bool) -> Unavailable:
