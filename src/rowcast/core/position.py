@@ -69,13 +69,12 @@ def format_position(epoch: str, place: Place) -> str:
 
 
 def format_mark(mark: int, over: int = 0) -> str:
-    """What follows a place in its wire form; "" for 0."""
+    """What follows a place in its wire form; "" for 0. Neither is negative."""
     text = ""
     for number in (mark, over) if over else (mark,) if mark else ():
-        digits = ""
-        while number:
-            number, digit = divmod(number, 36)
-            digits = _DIGITS[digit] + digits
+        digits = _DIGITS[number % 36]
+        while (number := number // 36) > 0:
+            digits = _DIGITS[number % 36] + digits
         text += f"~{digits}"
     return text
 

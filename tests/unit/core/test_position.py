@@ -8,10 +8,22 @@ from rowcast.core.position import Position, format_lsn, parse_lsn, parse_positio
 from rowcast.errors import PositionError
 
 LSNS = st.integers(0, 2**64 - 1)
-positions = st.builds(Position, st.from_regex(r"[0-9a-f]{1,16}", fullmatch=True), LSNS, st.integers(0, 2**62))
+MARKS = st.integers(0, 2**51)
+"""Microseconds since the Unix epoch, until 2041."""
+positions = st.builds(
+    Position, st.from_regex(r"[0-9a-f]{1,16}", fullmatch=True), LSNS, st.integers(0, 2**62), MARKS, st.just(0)
+)
+overtaking = st.builds(
+    Position,
+    st.from_regex(r"[0-9a-f]{8}", fullmatch=True),
+    st.integers(0, 2**48),
+    st.integers(0, 2**43),
+    st.integers(1, 2**51),
+    MARKS,
+)
 
 
-@given(positions)
+@given(positions | overtaking)
 def test_round_trip(position: Position) -> None:
     text = str(position)
     assert parse_position(text) == position
