@@ -151,6 +151,7 @@ class Channels(Section):
     """`[channels]`: the built-in channel table and its API. `enabled` None: where the table is or may be created."""
 
     enabled: bool | None = None
+    max_per_user: Count = Field(default=100, ge=1)
 
 
 class Cache(Section):

@@ -32,6 +32,7 @@ from rowcast.cast import Rowcast
 from rowcast.drain import Drain
 from rowcast.errors import ConfigError, SetupError
 from rowcast.http import redact
+from rowcast.http.heads import LimitedProtocol
 from rowcast.sections import Server as ServerSection
 from rowcast.sockets import address_of, listen
 from rowcast.workers import Worker, require_shared
@@ -103,7 +104,7 @@ def serve(
     guarded = _Lifespan(app, worker)
     config = uvicorn.Config(
         guarded,
-        http="httptools",
+        http=LimitedProtocol,
         ws="none",
         lifespan="on" if isinstance(app, Starlette) else "auto",
         log_config=None,

@@ -88,6 +88,30 @@ async def test_what_is_there_is_not_made_again(client: httpx.AsyncClient) -> Non
     assert (await client.get(f"{ME}/c", headers=me)).json() == channel("c", config={"a": 1})
 
 
+async def test_a_user_has_at_most_so_many(postgres: PostgresServer) -> None:
+    section = {"url": postgres.create_database("channels_bounded"), "slot": "channels_bounded"}
+    cast = make(section, channels={"enabled": True, "max_per_user": 2}, log="memory:")
+    me, other = bearer("many"), bearer("other")
+    async with serving(cast.asgi()) as client:
+        assert (await client.post(ME, headers=me, json=channel("one"))).status_code == 201
+        assert (await client.put(f"{ME}/two", headers=me, json={})).status_code == 201
+        for refused in (
+            await client.post(ME, headers=me, json=channel("three")),
+            await client.put(f"{ME}/three", headers=me, json={}),
+        ):
+            assert refused.status_code == 409
+            assert "you have 2 channels, as many as a user may have" in refused.json()["error"]
+        # What is there can be changed all the same, and is told from what is too much.
+        assert (await client.put(f"{ME}/two", headers=me, json={"enabled": False})).status_code == 200
+        again = await client.post(ME, headers=me, json=channel("one"))
+        assert again.status_code == 409
+        assert "exists already" in again.json()["error"]
+        assert (await client.post(ME, headers=other, json=channel("three"))).status_code == 201
+        assert (await client.delete(f"{ME}/one", headers=me)).status_code == 204
+        assert (await client.post(ME, headers=me, json=channel("three"))).status_code == 201
+    await slots.drop(cast.config)
+
+
 async def test_of_many_who_make_the_same_one_succeeds(client: httpx.AsyncClient) -> None:
     me = bearer("race")
     answers = await asyncio.gather(*(client.post(ME, headers=me, json=channel("c")) for _ in range(8)))

@@ -34,6 +34,15 @@ _EMPTY = msgspec.Raw(b"{}")
 MAX_TYPE = 128
 """Characters of a channel's type."""
 
+# A user has at most so many, or a few more where several calls make some at the same moment: it is a bound for what one
+# user may cost, not a promise.
+_INSERT = (
+    "INSERT INTO rowcast_channels (user_id, channel_type, enabled, config)"
+    " SELECT %(user)s, %(type)s, %(enabled)s, %(config)s::jsonb"
+    " WHERE (SELECT count(*) FROM rowcast_channels WHERE user_id = %(user)s) < %(most)s"
+    " OR EXISTS (SELECT FROM rowcast_channels WHERE user_id = %(user)s AND channel_type = %(type)s)"
+)
+
 _UNFIT = re.compile(r"[\x00-\x1f\x7f/]")
 
 
@@ -91,14 +100,13 @@ async def channels(request: Request) -> Response:
         )
         return json([_channel(row) for row in rows])
     body = await read_json(request, Channel, cast.config.server.max_event + OVERHEAD)
-    rows = await _rows(
-        cast,
-        "INSERT INTO rowcast_channels (user_id, channel_type, enabled, config) VALUES (%s, %s, %s, %s)"
-        f" ON CONFLICT DO NOTHING RETURNING {_COLUMNS}",
-        [grant.user, _type(body.channel_type), body.enabled, _config(body.config)],
-    )
+    arguments = _arguments(cast, grant, _type(body.channel_type), body)
+    rows = await _rows(cast, f"{_INSERT} ON CONFLICT DO NOTHING RETURNING {_COLUMNS}", arguments)
     if not rows:
-        raise Conflict(f"the channel {body.channel_type!r} exists already; change it by PUT")
+        same = "SELECT 1 FROM rowcast_channels WHERE user_id = %s AND channel_type = %s"
+        if await _rows(cast, same, [grant.user, body.channel_type]):
+            raise Conflict(f"the channel {body.channel_type!r} exists already; change it by PUT")
+        raise _too_many(cast)
     where = {"location": f"{request.url.path}/{quote(body.channel_type, safe='')}"}
     return json(_channel(rows[0]), 201, where)
 
@@ -126,15 +134,31 @@ async def _put(request: Request, cast: Rowcast, grant: Grant, kind: str) -> Resp
         raise BadRequest(f"the body's channel_type {body.channel_type!r} is not the path's {kind!r}")
     rows = await _rows(
         cast,
-        "INSERT INTO rowcast_channels (user_id, channel_type, enabled, config) VALUES (%s, %s, %s, %s)"
-        " ON CONFLICT (user_id, channel_type) DO UPDATE SET enabled = excluded.enabled,"
+        f"{_INSERT} ON CONFLICT (user_id, channel_type) DO UPDATE SET enabled = excluded.enabled,"
         f" config = excluded.config, updated_at = now() RETURNING {_COLUMNS}, xmax = 0",
-        [grant.user, kind, body.enabled, _config(body.config)],
+        _arguments(cast, grant, kind, body),
     )
+    if not rows:
+        raise _too_many(cast)
     return json(_channel(rows[0]), 201 if rows[0][3] else 200)
 
 
-async def _rows(cast: Rowcast, statement: str, arguments: list[Any]) -> list[tuple[Any, ...]]:
+def _arguments(cast: Rowcast, grant: Grant, kind: str, body: Channel | ChannelChange) -> dict[str, Any]:
+    return {
+        "user": grant.user,
+        "type": kind,
+        "enabled": body.enabled,
+        "config": _config(body.config),
+        "most": cast.config.channels.max_per_user,
+    }
+
+
+def _too_many(cast: Rowcast) -> Conflict:
+    most = cast.config.channels.max_per_user
+    return Conflict(f"you have {most} channels, as many as a user may have; delete one ([channels] max_per_user)")
+
+
+async def _rows(cast: Rowcast, statement: str, arguments: list[Any] | dict[str, Any]) -> list[tuple[Any, ...]]:
     replica = cast.replica
     if replica.pool is None or not replica.channels:
         raise NotFound("channels are off here: they need [postgres], and [channels] enabled = true")

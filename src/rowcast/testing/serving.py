@@ -13,6 +13,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from rowcast.errors import SetupError
+from rowcast.http.heads import LimitedProtocol
 from rowcast.sockets import address_of, listen
 
 
@@ -25,7 +26,7 @@ async def serving(app: ASGIApp, *, lifespan: Literal["on", "off"] = "on") -> Asy
     """
     config = uvicorn.Config(
         app,
-        http="httptools",
+        http=LimitedProtocol,
         ws="none",
         lifespan=lifespan,
         log_config=None,
