@@ -11,31 +11,23 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from rowcast.errors import Unavailable
+from rowcast.logs import redis_client
 
 TIMEOUT = 2.0
 """Seconds after which an answer is given up."""
 
 
-def connect(url: str, *, timeout: float = TIMEOUT) -> Redis:
-    """A client; nothing is connected yet. `timeout` in seconds bounds each answer.
+def connect(url: str, key: str, *, timeout: float = TIMEOUT) -> Redis:
+    """A client for a key, and others in its slot; nothing is connected yet. `timeout` in seconds bounds each answer.
+
+    With Sentinel or a Cluster it goes to the server that has the key, and fails once when that is another one now.
 
     Raises ValueError for a URL that is none.
     """
-    client: Redis = Redis.from_url(
-        url,
-        retry=Retry(NoBackoff(), 0),
-        socket_timeout=timeout,
-        socket_connect_timeout=timeout,
-        client_name="rowcast",
-        # The shape of answers depends on it, and 6.2 to 8 all speak it.
-        protocol=2,
-    )
-    return client
+    return redis_client.connect(url, key=key, socket_timeout=timeout, socket_connect_timeout=timeout)
 
 
 @asynccontextmanager

@@ -19,12 +19,14 @@ from typing import TYPE_CHECKING
 
 import limits as library
 import msgspec
-from limits.aio.storage import MemoryStorage
+from limits.aio.storage import MemoryStorage, RedisClusterStorage, RedisStorage
 from limits.aio.storage import Storage as LibraryStorage
 from limits.errors import ConfigurationError
-from limits.storage import storage_from_string
+from redis.asyncio import Redis
 
 from rowcast.errors import ConfigError
+from rowcast.logs.redis_client import connect
+from rowcast.logs.redis_url import RedisUrl, is_redis
 
 if TYPE_CHECKING:
     from rowcast.config import Config
@@ -102,7 +104,7 @@ def configured(config: Config) -> bool:
 
 def is_shared(log_url: str) -> bool:
     """Whether counts are kept in Redis."""
-    return log_url.startswith(("redis:", "rediss:"))
+    return is_redis(log_url)
 
 
 class Limiter:
@@ -148,7 +150,9 @@ class Limiter:
     async def close(self) -> None:
         """Let go of the connections."""
         client = getattr(getattr(self._storage, "bridge", None), "storage", None)
-        if client is not None:
+        if isinstance(client, Redis):
+            await client.aclose(close_connection_pool=True)
+        elif client is not None:
             await client.aclose()
 
     async def _count(self, client: str, limits: list[tuple[str, Limit]]) -> Verdict:
@@ -213,15 +217,23 @@ def make_storage(log_url: str) -> LibraryStorage:
     """
     if not is_shared(log_url):
         return WindowStorage()
+    waits = {"socket_timeout": TIMEOUT, "socket_connect_timeout": TIMEOUT}
     try:
-        storage = storage_from_string(
-            f"async+{log_url}",
+        target = RedisUrl.parse(log_url)
+        if target.kind != "cluster":
+            client = connect(log_url, key=REDIS_PREFIX, **waits)
+            return RedisStorage(
+                "async+redis://",
+                implementation="redispy",
+                key_prefix=REDIS_PREFIX,
+                connection_pool=client.connection_pool,  # type: ignore[arg-type]  # passed on as it is
+            )
+        return RedisClusterStorage(
+            "async+redis+cluster://" + ",".join(f"{host}:{port}" for host, port in target.addresses),
             implementation="redispy",
             key_prefix=REDIS_PREFIX,
-            socket_timeout=TIMEOUT,
-            socket_connect_timeout=TIMEOUT,
+            ssl=target.tls,
+            **waits | {"protocol": 2} | dict(target.options),
         )
     except (ConfigurationError, ValueError) as error:
         raise ConfigError(f"[log] url: rate limits can't be counted there: {error}") from None
-    assert isinstance(storage, LibraryStorage)
-    return storage

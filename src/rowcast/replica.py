@@ -33,10 +33,12 @@ from rowcast.logs.memory import MemoryLog
 from rowcast.logs.messages import Messages
 from rowcast.logs.postgres import PostgresLog
 from rowcast.logs.redis import RedisLog
-from rowcast.logs.redis_store import RedisStore
+from rowcast.logs.redis_store import STREAM, RedisStore
+from rowcast.logs.redis_url import is_redis
 from rowcast.logs.slot_watch import SlotWatch
 from rowcast.pending import Pending
 from rowcast.ports import Loader, Log, RowReader
+from rowcast.roster import KEY as ROSTER
 from rowcast.roster import RedisRoster, Roster
 from rowcast.signals import SIGNALS
 from rowcast.snapshot_reader import SnapshotReader
@@ -49,9 +51,6 @@ from rowcast.spool import Budget
 logger = logging.getLogger(__name__)
 
 Pool = AsyncConnectionPool[psycopg.AsyncConnection[tuple[Any, ...]]]
-
-REDIS = ("redis:", "rediss:")
-"""What the URLs of a log on Redis or Valkey begin with."""
 
 POOL_SIZE = 6
 """Connections for subscriptions, channels, publishing and the guard. No stream holds one."""
@@ -163,7 +162,7 @@ class Replica:
         if self.config.postgres is not None:
             catalog = await self._prepare(self.config.postgres)
             self.router = Router(self._routes, self._rules, envelope=self.config.server.envelope)
-            if self.config.log_url.startswith(REDIS):
+            if is_redis(self.config.log_url):
                 self.log = self._redis_log(self._leader(self.config.postgres, catalog))
             else:
                 self.log = self._pick_log(self._postgres_log(self.config.postgres, catalog))
@@ -201,8 +200,10 @@ class Replica:
             self.bridge = self._make_bridge()
             self._run(self.bridge.run())
             await self.bridge.opened()
-        if self.config.log_url.startswith(REDIS):
-            self.roster = RedisRoster(connect(self.config.log_url), self.id, self.name, lambda: self.hub.streams_count)
+        if is_redis(self.config.log_url):
+            self.roster = RedisRoster(
+                connect(self.config.log_url, ROSTER), self.id, self.name, lambda: self.hub.streams_count
+            )
         if self.roster is not None:
             self._run(self.roster.run())
 
@@ -252,7 +253,7 @@ class Replica:
 
     def _pick_log(self, postgres_log: PostgresLog | None) -> Log:
         url = self.config.log_url
-        if url.startswith(REDIS):
+        if is_redis(url):
             return self._redis_log(None)
         if url.startswith("postgres:"):
             if postgres_log is None:
@@ -273,7 +274,7 @@ class Replica:
         leader = WalLeader(
             postgres.url,
             self.pool,
-            RedisStore(self.config.log_url),
+            self._redis_store(),
             self.router,
             self.config.signing_secret,
             replica=self.name,
@@ -292,10 +293,13 @@ class Replica:
         )
         return leader
 
+    def _redis_store(self) -> RedisStore:
+        return RedisStore(self.config.log_url, replicas=self.config.log.redis_replicas)
+
     def _redis_log(self, leader: WalLeader | None) -> RedisLog:
         section = self.config.log
         return RedisLog(
-            leader.store if leader is not None else RedisStore(self.config.log_url),
+            leader.store if leader is not None else self._redis_store(),
             leader,
             max_event=self.config.server.max_event,
             retention=section.retention,
@@ -325,7 +329,7 @@ class Replica:
 
     def _make_bridge(self) -> Bridge:
         return Bridge(
-            connect(self.config.log_url),
+            connect(self.config.log_url, STREAM),
             deliver=self.hub.deliver,
             resubscribe=self.hub.resubscribe,
             missed=self.hub.resubscribe_all,

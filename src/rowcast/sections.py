@@ -19,10 +19,10 @@ from rowcast.core.routes import Route
 from rowcast.core.rules import RowRule, Rule, SqlRule, user_column
 from rowcast.errors import ConfigError
 from rowcast.limits import parse_limits
+from rowcast.logs.redis_url import RedisUrl, is_redis
 from rowcast.units import Count, Duration, Size
 
 DEFAULT_RETENTION_BYTES = 256 << 20
-LOGS = ("memory", "postgres", "redis", "rediss")
 
 _PERCENT = re.compile(r"%(?!%|\(user\)[sbt])")
 
@@ -80,12 +80,15 @@ class LogSection(Section):
     max_bytes: Size = Field(default=DEFAULT_RETENTION_BYTES, gt=0)
     ring_bytes: Size = Field(default=128 << 20, ge=1 << 16)
     redo: Duration = 30.0
+    redis_replicas: Count | None = Field(default=None, ge=0)
     pubsub_bridge: bool = False
 
     @field_validator("url")
     @classmethod
     def _known(cls, url: str) -> str:
-        if url and url.partition(":")[0] not in LOGS:
+        if is_redis(url):
+            RedisUrl.parse(url)
+        elif url and url.partition(":")[0] not in ("memory", "postgres"):
             raise ValueError('there is no such log; there are "memory:", "postgres:" and "redis://host:6379/0"')
         return url
 

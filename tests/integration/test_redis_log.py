@@ -380,6 +380,7 @@ async def test_a_redis_that_is_full_refuses_and_recovers(valkey: ValkeyServer) -
 
 async def test_a_read_only_redis_is_named(valkey: ValkeyServer) -> None:
     async with running(None, valkey) as cast:
+        await cast.publish("t", 1)  # the log has begun then
         with valkey.client() as client:
             client.replicaof("127.0.0.1", str(free_port()))
             with pytest.raises(Unavailable, match=r"name the primary.*was not published"):

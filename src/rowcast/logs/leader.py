@@ -33,7 +33,7 @@ from rowcast.errors import RowcastError, SetupError, Unavailable
 from rowcast.logs.anchor import AnchorKeeper, Pool, epoch_text
 from rowcast.logs.capture import Capture, Routing
 from rowcast.logs.messages import MARK, Messages
-from rowcast.logs.redis_store import RedisStore, mint
+from rowcast.logs.redis_store import RedisStore, Unsecured, mint
 from rowcast.sources.explain import explain
 from rowcast.sources.wal import SessionEnded, WalSession
 
@@ -44,6 +44,9 @@ ELECTION_PAUSE = 0.5
 
 HEARTBEAT = 5.0
 """Seconds after which something is appended even if there is nothing: readers' heads move, and slots can let go."""
+
+SECURE_INTERVAL = 0.2
+"""Seconds between two waits for Redis's own replicas; what they lack is not confirmed."""
 
 SILENCE = 20.0
 """Seconds without anything from the WAL after which this replica says that it is not well."""
@@ -102,6 +105,8 @@ class WalLeader:
         self._incarnation = self._database = ""
         self._appended: Place = ORIGIN
         self._redo = Redo(redo)
+        self._secured = ("", 0)
+        """Up to which LSN Redis's own replicas have the log, and of which incarnation."""
         self._seen_at = time.monotonic()
         self._told = (0.0, "")
         self._problem = ""
@@ -212,7 +217,12 @@ class WalLeader:
             self.leading = True
             self._problem = ""
             logger.info("this replica reads the WAL now, from %s", self._appended)
-            await self._read(session)
+            securing = asyncio.create_task(self._secure())
+            try:
+                await self._read(session)
+            finally:
+                securing.cancel()
+                await asyncio.gather(securing, return_exceptions=True)
         finally:
             self.leading = False
             self._session = None
@@ -260,7 +270,7 @@ class WalLeader:
                 appended_at = time.monotonic()
                 with contextlib.suppress(Unavailable):
                     await self.mark()
-            session.acknowledge(self._redo.confirmable(self._incarnation, time.time()))
+            session.acknowledge(self._confirmable())
             if session.skipping and not self._lost:
                 self._complain(SessionEnded(f"changes are being lost ({session.skipping})", _UNDEFINED_OBJECT))
             if time.monotonic() - checked_at >= HEARTBEAT:
@@ -268,6 +278,30 @@ class WalLeader:
                 self._tell_refused()
                 if self._lost and await self._mended():
                     raise SessionEnded("the publication is there again: starting a new log, since changes were lost")
+
+    def _confirmable(self) -> int:
+        """The LSN up to which the slot is not needed any more; 0: nothing is known."""
+        due = self._redo.confirmable(self._incarnation, time.time())
+        if not self.store.awaited:
+            return due
+        incarnation, lsn = self._secured
+        return min(due, lsn) if incarnation == self._incarnation else 0
+
+    async def _secure(self) -> None:
+        """See how far Redis's own replicas have the log, for ever."""
+        while True:
+            await asyncio.sleep(SECURE_INTERVAL)
+            if not self.store.awaited or self._secured == (self._incarnation, self._appended[0]):
+                continue
+            try:
+                kept = await self.store.secure()
+            except Unsecured as error:
+                self._complain(Unsecured(f"{error}; the replication slot holds the WAL until they do"))
+            except Unavailable:
+                pass  # appending says so
+            else:
+                if kept is not None:
+                    self._secured = (kept[0], kept[1][0])
 
     async def _append(self, entries: list[Entry]) -> bool:
         """Append entries, and how far the WAL was read. False: the position has not moved on."""

@@ -37,7 +37,7 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.05, 0.5
 """Seconds between two attempts to read: doubled each time, and spread by half."""
 
 TRIM_INTERVAL = 2.0
-"""Seconds between two looks at what may go."""
+"""Seconds between two looks at what may go, and at whether Redis is still the primary and how many replicas it has."""
 
 REPEAT_INTERVAL = 60.0
 """Seconds after which the same complaint is logged again."""
@@ -246,6 +246,7 @@ class RedisLog:
         if abs(now - self._trimmed) >= TRIM_INTERVAL:
             # Spread out: every replica does it, since none is sure to be there.
             self._trimmed = now + random.uniform(0, TRIM_INTERVAL)  # noqa: S311  # no secret
+            await self._store.ping()
             oldest = self._kept.trim(now)
             if oldest is not None:
                 await self._store.trim(oldest)

@@ -10,18 +10,27 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib.resources import files
 from typing import Any, NamedTuple
 
 from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import AuthenticationError, OutOfMemoryError, ReadOnlyError, RedisError, ResponseError
+from redis.exceptions import (
+    AuthenticationError,
+    ClusterDownError,
+    MovedError,
+    NoPermissionError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+)
 
 from rowcast.core.position import Place
-from rowcast.errors import Unavailable
+from rowcast.errors import ConfigError, Unavailable
+from rowcast.logs.redis_client import FollowingPool, asked, connect
 from rowcast.logs.redis_cursor import Head, Item, format_place, parse_place
 
 STREAM = "rowcast:log"
@@ -35,8 +44,8 @@ BLOCK = 1.0
 TIMEOUT = 4.0
 """Seconds after which a connection that does not answer is given up; above BLOCK, below wal_sender_timeout."""
 
-REPLICATION_WAIT = 200
-"""Milliseconds that a publish waits for Redis's own replicas."""
+REPLICATION_WAIT = 1.0
+"""Seconds that Redis's own replicas have to acknowledge what was written."""
 
 READ_ITEMS = 16
 """Items read at once: with batches of 512 entries, about a megabyte."""
@@ -58,68 +67,95 @@ class Answer(NamedTuple):
     detail: str
 
 
-class RedisStore:
-    """Talks to one Redis or Valkey.
+class Unsecured(Unavailable):
+    """It was done, but too few of Redis's own replicas said in time that they have it, too."""
 
-    `url`: `redis://[[user]:password@]host:port/db`, `rediss://` for TLS; see redis-py's `Redis.from_url` for its
-    parameters. `block`: seconds that a read waits for the next item (0: not at all). Every method raises `Refused`
-    when Redis answers with an error, and `Unavailable` when it can't be reached or does not answer in TIMEOUT.
+
+class RedisStore:
+    """Talks to the Redis or Valkey that has the log.
+
+    `url`: see `redis_url`; redis-py's connections follow the log to wherever Sentinel or the Cluster has it. `block`:
+    seconds that a read waits for the next item (0: not at all). `replicas`: how many of Redis's own replicas must have
+    what was written before it counts as kept; None: one, as long as it has any. Every method raises `Refused` when
+    Redis answers with an error, and `Unavailable` when it can't be reached or does not answer in TIMEOUT. Raises
+    `ConfigError` when the URL is none.
     """
 
-    def __init__(self, url: str, *, block: float = BLOCK) -> None:
-        self._redis: Redis = Redis.from_url(
-            url,
-            retry=Retry(NoBackoff(), 0),
-            socket_timeout=TIMEOUT,
-            socket_connect_timeout=TIMEOUT,
-            client_name="rowcast",
-            socket_read_size=1 << 18,
-            # The shape of answers depends on it, and 6.2 to 8 all speak it.
-            protocol=2,
-        )
+    def __init__(self, url: str, *, block: float = BLOCK, replicas: int | None = None) -> None:
+        try:
+            self._redis = connect(
+                url,
+                key=STREAM,
+                socket_timeout=TIMEOUT,
+                socket_connect_timeout=TIMEOUT,
+                socket_read_size=1 << 18,
+            )
+        except ValueError as error:
+            raise ConfigError(f"[log] url: {error}") from None
         self._block = round(block * 1000)
         self._keys = [STREAM, HEAD]
         self._append = self._redis.register_script(_script("append"))
         self._publish = self._redis.register_script(_script("publish"))
         self._renew = self._redis.register_script(_script("renew"))
+        self._mark = self._redis.register_script(_script("mark"))
+        self._wanted = replicas
         self.replicas = 0
-        """Redis's own replicas, as of the last `ping`."""
+        """Redis's own replicas that are attached, as of the last `ping`."""
+
+    @property
+    def awaited(self) -> int:
+        """How many of Redis's own replicas must have what was written."""
+        return min(1, self.replicas) if self._wanted is None else self._wanted
 
     async def close(self) -> None:
         """Close every connection."""
         await self._redis.aclose()
 
     async def ping(self) -> None:
-        """Ask whether it is there, and how many replicas it has."""
+        """Ask whether it is there and still the primary, and how many replicas it has."""
+        pool = self._redis.connection_pool
         async with _asking():
-            info = await self._redis.info("replication")
+            if isinstance(pool, FollowingPool):
+                await pool.follow()
+            info = await asked(self._redis, lambda redis: redis.info("replication"))
+            if info.get("role") == "slave" and isinstance(pool, FollowingPool):
+                await pool.forget()
+                raise ReadOnlyError("the server is no primary any more")
         self.replicas = int(info.get("connected_slaves", 0))
 
     async def look(self) -> tuple[Head | None, Item | None]:
         """The head and the oldest item, as of one moment."""
-        async with _asking(), self._redis.pipeline(transaction=True) as pipe:
-            pipe.hmget(HEAD, _HEAD_FIELDS)
-            pipe.xrange(STREAM, count=1)
-            fields, items = await pipe.execute()
+
+        async def ask(redis: Redis) -> Any:
+            async with redis.pipeline(transaction=True) as pipe:
+                pipe.hmget(HEAD, _HEAD_FIELDS)
+                pipe.xrange(STREAM, count=1)
+                return await pipe.execute()
+
+        async with _asking():
+            fields, items = await asked(self._redis, ask)
         return _head(fields), Item.parse(*items[0]) if items else None
 
     async def head(self) -> Head | None:
         """The head; None when there is none: the log was flushed, or never begun."""
         async with _asking():
-            return _head(await self._redis.hmget(HEAD, _HEAD_FIELDS))
+            return _head(await asked(self._redis, lambda redis: redis.hmget(HEAD, _HEAD_FIELDS)))
 
     async def read(self, after: Place) -> list[Item]:
         """The next items, at most READ_ITEMS; none when none came in time."""
         async with _asking():
-            found: Any = await self._redis.xread(
-                {STREAM: format_place(after)}, count=READ_ITEMS, block=self._block or None
+            found: Any = await asked(
+                self._redis,
+                lambda redis: redis.xread({STREAM: format_place(after)}, count=READ_ITEMS, block=self._block or None),
             )
         return [Item.parse(name, fields) for _, items in found for name, fields in items]
 
     async def range(self, after: Place) -> list[Item]:
         """The next items that the stream holds now, at most RANGE_ITEMS."""
         async with _asking():
-            found: Any = await self._redis.xrange(STREAM, min=f"({format_place(after)}", count=RANGE_ITEMS)
+            found: Any = await asked(
+                self._redis, lambda redis: redis.xrange(STREAM, min=f"({format_place(after)}", count=RANGE_ITEMS)
+            )
         return [Item.parse(name, fields) for name, fields in found]
 
     async def append(
@@ -135,40 +171,81 @@ class RedisStore:
             count,
         ]
         async with _asking():
-            return _answer(await self._append(self._keys, arguments))
+            return _answer(await asked(self._redis, lambda redis: self._append(self._keys, arguments, client=redis)))
 
     async def publish(self, nonce: str, data: bytes, *, now: float, once: str = "", remember: float = 3600.0) -> Answer:
         """Append one published entry; see redis_scripts/publish.lua.
 
-        `once`: unless one of that name was appended within the last `remember` seconds; "": it has no name. Where
-        Redis has replicas, they are given REPLICATION_WAIT to have it too.
+        `once`: unless one of that name was appended within the last `remember` seconds; "": it has no name. Raises
+        `Unsecured` where it was appended, and too few of Redis's own replicas have it after REPLICATION_WAIT.
         """
         arguments: list[bytes | str | int] = [nonce, data, round(now * 1000), max(1, round(remember * 1000))]
         keys = [*self._keys, ONCE + _digest(once)] if once else self._keys
+        awaited = self.awaited
         async with _asking():
+            if not awaited:
+                return _answer(await asked(self._redis, lambda redis: self._publish(keys, arguments, client=redis)))
+            answer, have = await asked(
+                self._redis, lambda redis: _secured(redis, awaited, partial(self._publish, keys, arguments))
+            )
+        code = _answer(answer).code
+        if code == "DUP":
+            await self.secure()  # it was written over another connection, perhaps just now
+        elif code == "OK" and have < awaited:
+            await self._still_awaited(awaited, have)
+        return _answer(answer)
+
+    async def secure(self) -> tuple[str, Place] | None:
+        """Up to where the log is kept: on Redis alone, or on as many of its replicas as are wanted.
+
+        Returns (incarnation, WAL position); None when there is no log. Raises `Unsecured`.
+        """
+        awaited = self.awaited
+        if not awaited:
+            head = await self.head()
+            return None if head is None else (head.incarnation, head.wal)
+
+        async with _asking():
+            fields, have = await asked(
+                self._redis, lambda redis: _secured(redis, awaited, partial(self._mark, self._keys))
+            )
+        if have < awaited:
+            await self._still_awaited(awaited, have)
+        return None if not fields else (fields[0].decode(), parse_place(fields[1]))
+
+    async def _still_awaited(self, awaited: int, have: int) -> None:
+        """Raise `Unsecured`, unless there is none to wait for any more."""
+        if self._wanted is None:
+            await self.ping()
             if not self.replicas:
-                return _answer(await self._publish(keys, arguments))
-            # WAIT speaks of what was written on its own connection.
-            async with self._redis.client() as one:
-                answer = _answer(await self._publish(keys, arguments, client=one))
-                await one.wait(self.replicas, REPLICATION_WAIT)
-                return answer
+                return
+        raise Unsecured(f"{have} of {awaited} Redis replicas have it after {REPLICATION_WAIT:g} s")
 
     async def renew(self, old: str, new: str, place: Place, database: str) -> Answer:
         """Begin a new incarnation in the place of `old` ("": of none); see redis_scripts/renew.lua."""
         arguments: list[bytes | str | int] = [old, new, format_place(place), database]
         async with _asking():
-            return _answer(await self._renew(self._keys, arguments))
+            return _answer(await asked(self._redis, lambda redis: self._renew(self._keys, arguments, client=redis)))
 
     async def trim(self, place: Place) -> None:
         """Drop every item below a place."""
         async with _asking():
-            await self._redis.xtrim(STREAM, minid=format_place(place), approximate=False)
+            await asked(self._redis, lambda redis: redis.xtrim(STREAM, minid=format_place(place), approximate=False))
 
 
 def mint() -> str:
     """A name that nobody else has: for a published entry, and part of an incarnation's."""
     return secrets.token_hex(8)
+
+
+async def _secured(redis: Redis, awaited: int, write: Callable[..., Awaitable[Any]]) -> tuple[Any, int]:
+    """Write, and wait until the replicas have it: (what the write answers, how many have it)."""
+    if redis.connection is not None:
+        answer = await write(client=redis)
+        return answer, await redis.wait(awaited, round(REPLICATION_WAIT * 1000))
+    # WAIT speaks of what was written on its own connection.
+    async with redis.client() as one:
+        return await _secured(one, awaited, write)
 
 
 @asynccontextmanager
@@ -191,7 +268,7 @@ def _explained(error: Exception) -> Unavailable:
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, AuthenticationError):
         return Refused(f"Redis refuses the user or password of [log] url: {text}")
-    if isinstance(error, ResponseError):
+    if isinstance(error, (ResponseError, ReadOnlyError, ClusterDownError)):
         return Refused(f"Redis refuses: {text}{_advice(error)}")
     return Unavailable(f"Redis can't be reached: {text}")
 
@@ -199,6 +276,10 @@ def _explained(error: Exception) -> Unavailable:
 def _advice(error: Exception) -> str:
     if isinstance(error, OutOfMemoryError):
         return "; raise its maxmemory, or lower [log] max_bytes"
+    if isinstance(error, NoPermissionError):
+        return "; see docs/reference/redis-log.md for the rights that the user of [log] url needs"
+    if isinstance(error, MovedError):
+        return "; it is a node of a Cluster: write redis+cluster:// in [log] url"
     if isinstance(error, ReadOnlyError):
         return "; [log] url leads to a replica: name the primary"
     if str(error).startswith("MISCONF"):
