@@ -407,7 +407,7 @@ async def test_published_entries_keep_their_order(valkey: ValkeyServer) -> None:
 
 
 def position_of(stream: LocalStream, number: int) -> str:
-    return next(b.id for b in stream.blocks if b.event == "message" and b.data["record"]["id"] == number)
+    return next(b.id for b in stream.blocks if b.event == "message" and b.data and b.data["record"]["id"] == number)
 
 
 async def test_a_ring_smaller_than_the_log_is_read_back(items: str, valkey: ValkeyServer) -> None:
