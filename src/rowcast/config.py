@@ -17,6 +17,7 @@ from typing import Any
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from rowcast.errors import ConfigError
+from rowcast.logs.redis_url import is_redis
 from rowcast.sections import (
     Api,
     Auth,
@@ -150,7 +151,7 @@ class Config(Section):
         if config.postgres is None and config.log.url.startswith("postgres:"):
             where = _origin(("log", "url"), lines, origins)
             raise ConfigError(f'{where}: [log] url "postgres:" needs a [postgres] section with url')
-        if config.log.pubsub_bridge and not config.log.url.startswith(("redis:", "rediss:")):
+        if config.log.pubsub_bridge and not is_redis(config.log.url):
             where = _origin(("log", "pubsub_bridge"), lines, origins)
             raise ConfigError(
                 f'{where}: [log] pubsub_bridge takes what is PUBLISHed in the Redis of the log: set [log] url = "redis://…"'
