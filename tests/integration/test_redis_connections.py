@@ -322,7 +322,7 @@ async def test_the_documented_rights_are_enough_and_none_is_too_much(program: Pa
         with contextlib.closing(server.client()) as client:
             denied = client.execute_command("ACL LOG")
             assert [entry for entry in denied if b"rowcast" in str(entry).encode()] == []
-            for command in (["GET", "rowcast:log"], ["KEYS", "*"], ["CONFIG", "GET", "*"], ["FLUSHALL"], ["DEL", "x"]):
+            for command in (["GET", "secrets"], ["KEYS", "*"], ["CONFIG", "GET", "*"], ["FLUSHALL"], ["DEL", "x"]):
                 allowed = client.execute_command("ACL DRYRUN", "rowcast", *command)
                 assert allowed != b"OK", command
 
