@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
+from rowcast import jitter
 from rowcast.core.entry import Batch, Control, Entry, Kind
 from rowcast.core.gains import Gains
 from rowcast.core.grants import Grant
@@ -354,7 +354,7 @@ class Hub:
             raise Busy(f"this replica has its {self.max_streams} streams; connect again later", "busy")
         streams = self.users.setdefault(grant.user, [])
         while len(streams) >= self.max_streams_per_user:
-            self.end(streams[0], "busy", retry=random.randrange(20_000, 40_000))  # noqa: S311
+            self.end(streams[0], "busy", retry=jitter.retry(20.0, 40.0))
         stream = Stream(grant, self.wire, wake, narrow=narrow, snapshot=snapshot)
         if not streams:
             self.users[grant.user] = streams

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from typing import TYPE_CHECKING
 
+from rowcast import jitter
 from rowcast.core.position import ORIGIN
 from rowcast.core.stream import Stream, StreamState
 from rowcast.core.subscriptions import Load, UserRows
@@ -169,5 +169,5 @@ class Joins:
         for user in [*self._wanted, *(stream.grant.user for stream in self._heads)]:
             for stream in tuple(self._hub.users.get(user, ())):
                 if stream.state is StreamState.STARTING:
-                    self._hub.end(stream, "unavailable", retry=random.randrange(2_000, 6_000))  # noqa: S311
+                    self._hub.end(stream, "unavailable", retry=jitter.retry(2.0, 6.0))
         self._heads.clear()

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from rowcast import jitter
 from rowcast.core.entry import Entry, Kind
 from rowcast.core.fill import Fill, Read
 from rowcast.core.position import Place
@@ -205,7 +205,7 @@ class Snapshots:
             logger.warning("snapshots can't be had: %s", why)
         self.failures += 1
         for stream in dict.fromkeys(stream for waiting in group.values() for stream, _ in _waiting(waiting)):
-            self._hub.end(stream, reason, retry=random.randrange(2_000, 6_000))  # noqa: S311  # no secret
+            self._hub.end(stream, reason, retry=jitter.retry(2.0, 6.0))
 
     # Transactions that came by before they are visible
 

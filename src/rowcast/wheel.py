@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
-import random
 import time
 from typing import TYPE_CHECKING
 
+from rowcast import jitter
 from rowcast.core.stream import Stream, StreamState
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class Wheel:
             if reason == "token_expired":
                 self._hub.end(stream, reason)
             elif stream.state is StreamState.STARTING:
-                self._hub.end(stream, reason, retry=random.randrange(2_000, 6_000))  # noqa: S311
+                self._hub.end(stream, reason, retry=jitter.retry(2.0, 6.0))
         for stream in tuple(self._slots[self._next]):
             stream.beat()
             self._hub.wake(stream)
