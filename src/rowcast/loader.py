@@ -15,7 +15,6 @@ from typing import Any
 
 import psycopg
 from psycopg import sql
-from psycopg.errors import QueryCanceled
 from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 
@@ -26,8 +25,8 @@ from rowcast.core.position import Place
 from rowcast.core.rules import RowRule, SqlRule
 from rowcast.core.snapshot import Snapshot
 from rowcast.core.subscriptions import Load, UserRows
-from rowcast.core.template import fits
 from rowcast.errors import Unavailable
+from rowcast.sql_topics import SqlTopics
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +60,7 @@ class PostgresLoader:
         self.failures = 0
         """How often an SQL rule failed for a user."""
         self._told: dict[int, float] = {}
+        self._topics = SqlTopics(self._failed)
 
     async def load(self, users: list[str]) -> Load:
         """Read all rules for all `users` in one REPEATABLE READ transaction, then mark the WAL.
@@ -78,7 +78,9 @@ class PostgresLoader:
                         if isinstance(rule, RowRule):
                             await self._read_rows(connection, rule, read)
                         else:
-                            await self._read_topics(connection, rule, read)
+                            found = await self._topics.read(connection, rule, users)
+                            for user, topics in found.items():
+                                read[user].topics[rule.index] = topics
                 finally:
                     await connection.execute("COMMIT")
             return Load(await self._mark(), read, snapshot)
@@ -118,26 +120,6 @@ class PostgresLoader:
         for user, rows in found.items():
             if user in read:
                 read[user].rows[rule.index] = rows
-
-    async def _read_topics(
-        self, connection: psycopg.AsyncConnection[TupleRow], rule: SqlRule, read: dict[str, UserRows]
-    ) -> None:
-        """Ask an SQL rule for each user. A user for whom it fails has no topics of it, and holds up nobody else."""
-        for user, rows in read.items():
-            await connection.execute("SAVEPOINT rule")
-            try:
-                cursor = await connection.execute(rule.sql.encode(), {"user": user})
-                found = await cursor.fetchall()
-            except psycopg.Error as error:
-                lasting = not isinstance(error, psycopg.OperationalError) or isinstance(error, QueryCanceled)
-                if connection.broken or not lasting:
-                    raise
-                await connection.execute("ROLLBACK TO SAVEPOINT rule")
-                self._failed(rule, error)
-                found = []
-            rows.topics[rule.index] = frozenset(
-                topic for row in found if row[0] is not None and fits(topic := values.text(row[0]))
-            )
 
     def _failed(self, rule: SqlRule, error: psycopg.Error) -> None:
         self.failures += 1
