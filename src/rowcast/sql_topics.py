@@ -6,8 +6,8 @@ A rule's query is written for one user. For many it becomes
     FROM unnest($1::TYPE[]) WITH ORDINALITY AS u(id, number) CROSS JOIN LATERAL (QUERY) AS q(topic)
 
 with `u.id` in the place of the parameter. That means the same only if `u.id` has the very type that the server infers
-for the parameter of the query itself (`char = text` compares otherwise than `char = unknown`), so that is asked once, by
-PREPARE. Elements of the array are read by the type's input function, as the parameter is. The aliases are such that no
+for the parameter of the query itself (`char = text` compares otherwise than `char = unknown`), so that is asked once,
+by PREPARE. Elements of the array are read by the type's input function, as the parameter is. The aliases are such that no
 name in the query can mean them.
 
 A query that can't be asked so (it does not use the parameter, or takes it where no column may stand) is asked for each

@@ -99,7 +99,7 @@ async def test_who_fails_holds_up_nobody(connection: Counting) -> None:
 
 
 async def test_one_change_concerns_thousands_and_the_others_go_on(database: str) -> None:
-    """A change after which 5,000 users are read anew: each gets what it brings; who has nothing to do with it goes on."""
+    """A change after which 5,000 users are read anew: each gets what it brings, and others go on."""
     with psycopg.connect(database, autocommit=True) as admin:
         admin.execute("CREATE TABLE members (user_id text PRIMARY KEY, team text)")
         admin.execute("CREATE TABLE items (id bigserial PRIMARY KEY)")
