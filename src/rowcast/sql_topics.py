@@ -7,8 +7,8 @@ A rule's query is written for one user. For many it becomes
 
 with `u.id` in the place of the parameter. That means the same only if `u.id` has the very type that the server infers
 for the parameter of the query itself (`char = text` compares otherwise than `char = unknown`), so that is asked once,
-by PREPARE. Elements of the array are read by the type's input function, as the parameter is. The aliases are such that no
-name in the query can mean them.
+by PREPARE. Elements of the array are read by the input function of the type, as the parameter is. The aliases are such
+that no name in the query can mean them.
 
 A query that can't be asked so (it does not use the parameter, or takes it where no column may stand) is asked for each
 user. One that fails for some users is asked for halves, until those are found: they have no topics of it, and hold up
