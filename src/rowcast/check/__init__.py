@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 import psycopg
 
 from rowcast import limits
+from rowcast.check.redis import check_redis
 from rowcast.check.results import Look, Result
 from rowcast.check.server import check_server
 from rowcast.check.slots import check_slots
@@ -56,14 +57,14 @@ async def run(
     if config.postgres is None:
         if rules or (routes and not config.webhooks.configured):
             return [Result("postgres", False, "routes and subscriptions read tables", "set [postgres] url")]
-        return [Result("postgres", True, "none is configured, and nothing needs one"), *_limits(config)]
+        return [Result("postgres", True, "none is configured, and nothing needs one"), *await _rest(config)]
     try:
         connection = await psycopg.AsyncConnection.connect(config.postgres.url, autocommit=True, connect_timeout=10)
     except psycopg.Error as error:
         return [Result("connection", False, explain(error), "set [postgres] url to a server that answers")]
     async with connection:
         look = Look(connection, config, config.postgres, routes, rules, replicas)
-        return [*[result async for result in _look(look)], *_limits(config)]
+        return [*[result async for result in _look(look)], *await _rest(config)]
 
 
 async def _look(look: Look) -> AsyncIterator[Result]:
@@ -79,6 +80,10 @@ async def _look(look: Look) -> AsyncIterator[Result]:
                 yield result
     except psycopg.Error as error:
         yield Result("connection", False, explain(error), "see what the server's log says of it")
+
+
+async def _rest(config: Config) -> list[Result]:
+    return [*[result async for result in check_redis(config)], *_limits(config)]
 
 
 def _limits(config: Config) -> list[Result]:
