@@ -16,6 +16,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from rowcast.cache import parse_keys
 from rowcast.errors import ConfigError
 from rowcast.logs.redis_url import is_redis
 from rowcast.sections import (
@@ -95,6 +96,11 @@ class Config(Section):
         return self.log.url
 
     @property
+    def cache_url(self) -> str:
+        """Where cached keys are: `[cache] url`, or else the redis log; "": nowhere."""
+        return self.cache.url or (self.log.url if is_redis(self.log.url) else "")
+
+    @property
     def signing_secret(self) -> bytes | None:
         """What logical messages are signed with: the API key, else the tokens' secret."""
         secret = self.api.key or self.auth.secret
@@ -151,6 +157,10 @@ class Config(Section):
         if config.postgres is None and config.log.url.startswith("postgres:"):
             where = _origin(("log", "url"), lines, origins)
             raise ConfigError(f'{where}: [log] url "postgres:" needs a [postgres] section with url')
+        keys = _origin(("cache", "invalidate"), lines, origins)
+        parse_keys(config.cache.invalidate, f"{keys}: [cache] invalidate")
+        if config.cache.invalidate and not config.cache_url:
+            raise ConfigError(f'{keys}: [cache] invalidate needs the Redis of the cache: [cache] url = "redis://…"')
         if config.log.pubsub_bridge and not is_redis(config.log.url):
             where = _origin(("log", "pubsub_bridge"), lines, origins)
             raise ConfigError(

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
 from rowcast import jitter
+from rowcast.cache import Invalidation
 from rowcast.core.entry import Batch, Control, Entry, Kind
 from rowcast.core.gains import Gains
 from rowcast.core.grants import Grant
@@ -88,6 +89,8 @@ class Hub:
         self.streams: dict[Stream, None] = {}
         self.draining = False
         self.deliveries = 0
+        self.cache: Invalidation | None = None
+        """What is given to a stream waits until it has deleted the user's cached keys; None: nothing is cached."""
         self.missed = 0
         """Blocks of the bridge that a stream could not take."""
         self.entries: Counter[str] = Counter()
@@ -191,6 +194,8 @@ class Hub:
             self.ring.append(entry)
             if entry.interval and self.releases.hold(entry, self._now):
                 return
+            if self.cache is not None:
+                self.cache.hold(self._index.get(entry.topic))
             if self.wire.mark:
                 self.releases.push_marked(entry)
                 return
@@ -207,6 +212,8 @@ class Hub:
         elif entry.kind is Kind.SWEEP:
             self.ring.append(entry)
             self.releases.overtake(entry, self.wire.throttle.matching(entry.topic))
+            if self.cache is not None:
+                self.cache.hold(self._index.matching(entry.topic))
             if self.wire.mark:
                 self.releases.push_marked(entry)
                 return
@@ -268,6 +275,8 @@ class Hub:
                 stream.after = None
                 if stream.state not in (StreamState.STARTING, StreamState.ENDED):
                     stream.pause(batch.head, reset=reason)
+                    if self.cache is not None:
+                        self.cache.hold((stream,))
             self.subscriptions.expect(user)
             self.joins.want(user)
 
@@ -275,7 +284,10 @@ class Hub:
 
     def deliver(self, topic: str, block: bytes) -> None:
         """Give a block that is in no log to the topic's streams, at most once: who can't take it now, misses it."""
-        for stream in self._index.get(topic):
+        streams = self._index.get(topic)
+        if self.cache is not None:
+            self.cache.hold(streams)
+        for stream in streams:
             if stream.offer(block):
                 self.deliveries += 1
                 self._mark(stream)
@@ -425,6 +437,8 @@ class Hub:
             held = self.releases.owed(topics, cursor)
             if held is None:
                 reset, place = "position_expired", None
+        if self.cache is not None and cursor is not None:
+            self.cache.hold((stream,))
         anew = place is not None and self._gains.since(user, place)
         mark = 0 if cursor is None else cursor.mark
         stream.start(topics, place, reset, anew=anew, held=held or (), mark=mark)

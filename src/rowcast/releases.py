@@ -122,6 +122,8 @@ class Releases:
         hub, wire = self._hub, self._wire
         mark = format_mark(self._throttle.clock, over)
         block = sse.at(entry.frame(wire.epoch, wire.max_event), wire.position(place) + mark)
+        if hub.cache is not None:
+            hub.cache.hold(hub.subscribers(entry.topic))
         for stream in hub.subscribers(entry.topic):
             if stream.state is StreamState.LIVE and stream.concerns(entry):
                 hub.push_block(stream, place, block)

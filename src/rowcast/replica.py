@@ -16,6 +16,7 @@ from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from rowcast import workers
 from rowcast.asking import connect
 from rowcast.auth.jwt import Authenticator
+from rowcast.cache import PATIENCE, Invalidation, parse_keys
 from rowcast.config import Config, Postgres
 from rowcast.core.catalog import Catalog
 from rowcast.core.routes import Route, Router
@@ -27,6 +28,7 @@ from rowcast.errors import ConfigError, SetupError
 from rowcast.http.channels import ensure_channels
 from rowcast.hub import Hub
 from rowcast.loader import PostgresLoader
+from rowcast.logs import redis_client
 from rowcast.logs.guard import Guard
 from rowcast.logs.leader import WalLeader
 from rowcast.logs.memory import MemoryLog
@@ -151,6 +153,8 @@ class Replica:
             await self.roster.leave()
         if self.bridge is not None:
             await self.bridge.close()
+        if hasattr(self, "hub") and self.hub.cache is not None:
+            await self.hub.cache.close()
         if self.pool is not None:
             await self.pool.close()
 
@@ -185,8 +189,15 @@ class Replica:
         self.hub = self._make_hub(loader, reader)
         self.drain = self._make_drain()
         self.pending = Pending(self.hub, self.log)
+        if self.config.cache.invalidate:
+            keys = parse_keys(self.config.cache.invalidate, "[cache] invalidate")
+            self.hub.cache = Invalidation(
+                redis_client.connect(self.config.cache_url, socket_timeout=PATIENCE), keys, self.hub.wake
+            )
         await self.log.open()
         self._run(self.hub.run())
+        if self.hub.cache is not None:
+            self._run(self.hub.cache.run())
         self._run(self.hub.joins.run())
         self._run(self.hub.snapshots.run())
         self._run(self.hub.wheel.run())

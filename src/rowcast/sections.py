@@ -158,9 +158,10 @@ class Channels(Section):
 
 
 class Cache(Section):
-    """`[cache]`: Redis keys that are deleted before a user's delivery."""
+    """`[cache]`: Redis keys that are deleted before a user's delivery. `url` "": those of a redis log."""
 
     invalidate: list[str] = []
+    url: str = Field(default="", repr=False, pattern=r"^$|^rediss?(\+sentinel|\+cluster)?://")
 
 
 class _Located(Section):

@@ -116,9 +116,9 @@ class Stream:
     """
 
     __slots__ = (
-        "__weakref__", "_clock", "_deferred", "_filters", "_narrow", "_origin", "_paused", "_reset", "_since", "_turns",
-        "_walk", "_walk_from", "_walk_topics", "after", "beaten", "cursor", "dirty", "fill", "grant", "pending",
-        "pending_bytes", "snapshot", "state", "topics", "wake", "wire",
+        "__weakref__", "_clock", "_deferred", "_filters", "_held", "_narrow", "_noted", "_origin", "_paused", "_reset",
+        "_since", "_turns", "_walk", "_walk_from", "_walk_topics", "after", "beaten", "cursor", "dirty", "fill",
+        "grant", "pending", "pending_bytes", "snapshot", "state", "topics", "wake", "wire",
     )  # fmt: skip
 
     def __init__(
@@ -149,6 +149,9 @@ class Stream:
         self.fill: Fill | None = None
         """BEHIND: what must be sent before the stream goes on from its cursor."""
         self._filters: list[Filter] = []
+        self._held: int | None = None
+        """How many of the pending blocks may be taken; None: all."""
+        self._noted = 0
         self._narrow = narrow
         self._deferred: dict[tuple[str, str | None], Entry] = {}
         """BEHIND: by topic and key, what is at or below the cursor and held until later than `_clock`."""
@@ -312,6 +315,7 @@ class Stream:
         if retry is not None:
             self._append(sse.retry(retry))
         self._append(sse.frame(_json({"reason": reason}), event="rowcast.bye"))
+        self._held = None  # it can't wait any longer
         self.state = StreamState.ENDED
 
     def beat(self) -> None:
@@ -324,6 +328,20 @@ class Stream:
         else:
             self._append(sse.PING)
 
+    def hold(self) -> None:
+        """Nothing that is appended from now on may be taken until `unhold`."""
+        if self._held is None and self.state is not StreamState.ENDED:
+            self._held = len(self.pending)
+
+    def mark(self) -> None:
+        """Note what is pending now, for `unhold`."""
+        self._noted = len(self.pending)
+
+    def unhold(self, *, marked: bool = False) -> None:
+        """Everything may be taken again, or (`marked`) what was pending at the last `mark`."""
+        if self._held is not None:
+            self._held = self._noted if marked else None
+
     # What the writer does
 
     def take(self) -> bytes:
@@ -332,6 +350,8 @@ class Stream:
             self._catch_up()
         if not self.pending:
             return b""
+        if self._held is not None:
+            return self._take_free(self._held)
         data = b"".join(self.pending)
         self.pending.clear()
         self.pending_bytes = 0
@@ -379,6 +399,15 @@ class Stream:
         return sorted(topics - {user_topic(self.grant.user)})
 
     # Inside
+
+    def _take_free(self, count: int) -> bytes:
+        """Take so many blocks; those behind them are held."""
+        free = self.pending[:count]
+        del self.pending[:count]
+        self.pending_bytes -= sum(map(len, free))
+        self._held = 0
+        self._noted = max(0, self._noted - count)
+        return b"".join(free)
 
     def _append(self, block: bytes) -> None:
         self.pending.append(block)

@@ -77,6 +77,14 @@ class Metrics(Collector):
         yield GaugeMetricFamily(
             "rowcast_control_pending", "Control entries that wait for the log", value=len(replica.pending)
         )
+        if hub.cache is not None:
+            cleared = CounterMetricFamily("rowcast_cache_deletions", "Deletions of users' keys", labels=["outcome"])
+            cleared.add_metric(["done"], hub.cache.deletions)
+            cleared.add_metric(["failed"], hub.cache.failures)
+            yield cleared
+            yield CounterMetricFamily(
+                "rowcast_cache_late", "Deliveries that did not wait for their deletion", value=hub.cache.late
+            )
         if replica.bridge is not None:
             messages = CounterMetricFamily("rowcast_bridge_messages", "Messages of the bridge", labels=["outcome"])
             for outcome in ("delivered", "control", "refused"):

@@ -268,3 +268,50 @@ def test_the_heartbeat_of_a_stream_that_is_behind_promises_nothing() -> None:
     desk.wire.head = (9, 0)
     desk.stream.beat()
     assert desk.stream.take() == b": ping\n\n"
+
+
+def test_what_is_held_is_not_taken_and_comes_in_order_afterwards() -> None:
+    desk = Desk()
+    desk.start("a")
+    desk.send(1)
+    desk.stream.hold()
+    desk.send(2)
+    assert desk.data() == ["rowcast.ready", "a1"]
+    desk.stream.mark()
+    desk.stream.hold()  # held already: it begins where it began
+    desk.send(3)
+    assert desk.data() == []
+    desk.stream.unhold(marked=True)
+    assert desk.data() == ["a2"]
+    assert desk.data() == []
+    desk.stream.unhold()
+    desk.send(4)
+    assert desk.data() == ["a3", "a4"]
+    assert desk.stream.pending_bytes == 0
+
+
+def test_a_held_stream_that_catches_up_holds_what_it_reads() -> None:
+    desk = Desk()
+    for number in range(1, 4):
+        desk.send(number)
+    desk.start("a", cursor=(1, 1))
+    desk.stream.hold()
+    assert desk.data() == ["rowcast.ready"]
+    assert desk.stream.state is StreamState.LIVE
+    desk.send(4)
+    assert desk.data() == []
+    desk.stream.unhold()
+    assert desk.data() == ["a2", "a3", "a4"]
+
+
+def test_a_stream_that_ends_is_held_no_longer() -> None:
+    desk = Desk()
+    desk.start("a")
+    desk.take()
+    desk.stream.hold()
+    desk.send(1)
+    desk.stream.end("draining")
+    assert desk.data() == ["a1", "rowcast.bye"]
+    desk.stream.hold()
+    desk.stream.unhold(marked=True)
+    assert desk.data() == []
