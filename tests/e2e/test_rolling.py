@@ -45,8 +45,8 @@ topic = "t"
 class Client:
     """Follows the protocol, and writes down what a browser's EventSource would not survive."""
 
-    def __init__(self, url: str) -> None:
-        token = mint(Config.from_sections({"auth": SECRET}), "ann", topics=["t"])
+    def __init__(self, url: str, user: str) -> None:
+        token = mint(Config.from_sections({"auth": SECRET}), user, topics=["t"])
         self.stream = EventStream(url, token=token, on_retry=self._on_retry)
         self.numbers: list[int] = []
         self.reasons: list[str] = []
@@ -125,7 +125,7 @@ async def test_a_rolling_restart_loses_and_doubles_nothing(database: str) -> Non
             stack.callback(server.kill)
         await asyncio.gather(*(asyncio.to_thread(server.start, port=port) for port, server in servers.items()))
         proxy = stack.enter_context(PROXY([f"127.0.0.1:{port}" for port in ports]))
-        clients = [Client(proxy.url) for _ in range(STREAMS)]
+        clients = [Client(proxy.url, f"u{number}") for number in range(STREAMS)]
         caller = Caller(proxy.url)
         try:
             async with httpx.AsyncClient(base_url=proxy.url) as asking:
