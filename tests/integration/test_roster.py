@@ -28,7 +28,7 @@ BEATING = """
 import asyncio, sys
 from rowcast.asking import connect
 from rowcast.roster import RedisRoster
-asyncio.run(RedisRoster(connect(sys.argv[1]), "dead", "dead", lambda: 7).run())
+asyncio.run(RedisRoster(connect(sys.argv[1], "rowcast:replicas"), "dead", "dead", lambda: 7).run())
 """
 
 
@@ -123,6 +123,6 @@ async def test_without_redis_it_is_a_503_and_comes_back(valkey: ValkeyServer) ->
 
 
 async def test_leaving_without_redis_does_not_fail(valkey: ValkeyServer) -> None:
-    leaving = RedisRoster(connect(valkey.url), "id", "a", lambda: 0)
+    leaving = RedisRoster(connect(valkey.url, KEY), "id", "a", lambda: 0)
     valkey.kill()
     await leaving.leave()
