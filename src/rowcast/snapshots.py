@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -158,6 +159,13 @@ class Snapshots:
             place = self._hub.head
             pages = self._reader.failed(topic, "timeout", self._hub.wire.position(place))
             read = Read(None, place, {topic: pages})
+        except _InvisibleError as error:
+            visible = {topic: still for topic in group.keys() - error.topics if (still := _waiting(group[topic]))}
+            why = "commits that have come by are not visible yet; is a synchronous standby away?"
+            self._give_up({topic: group[topic] for topic in error.topics}, "unavailable", why)
+            if visible:
+                await self.serve(visible)
+            return
         except (Unavailable, TimeoutError) as error:
             self._give_up(group, "unavailable", str(error) or "the log is behind")
             return
@@ -173,20 +181,24 @@ class Snapshots:
         assert self._reader is not None
         hub = self._hub
         head = hub.head
-        try:
-            async with asyncio.timeout(self._reader.timeout + PATIENCE):
-                while True:
-                    try:
-                        read = await self._reader.read(
-                            topics, lambda snapshot: self._accepts(snapshot, topics, head), hub.wire.position
-                        )
-                    except TooEarly:
-                        await asyncio.sleep(PAUSE)
-                    else:
-                        self.reads += 1
-                        return read
-        except TimeoutError:
-            raise Unavailable("commits that have come by are not visible yet: is a synchronous standby away?") from None
+        early: set[str] = set()
+
+        def accepts(snapshot: Snapshot) -> bool:
+            nonlocal early
+            early = self.early(snapshot, topics, head)
+            return not early
+
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                read = await self._reader.read(topics, accepts, hub.wire.position)
+            except TooEarly:
+                if time.monotonic() > deadline:
+                    raise _InvisibleError(early) from None
+                await asyncio.sleep(PAUSE)
+            else:
+                self.reads += 1
+                return read
 
     def deliver(self, read: Read, group: Group) -> None:
         """Hand over what was read to the streams that still wait for it."""
@@ -209,15 +221,23 @@ class Snapshots:
 
     # Transactions that came by before they are visible
 
-    def _accepts(self, snapshot: Snapshot, topics: list[str], head: Place) -> bool:
-        """Whether a snapshot saw everything on the topics that had come by at `head`."""
+    def early(self, snapshot: Snapshot, topics: list[str], head: Place) -> set[str]:
+        """The topics of which a snapshot did not see everything that had come by at `head`."""
         self._prune(snapshot)
         unseen = {xid: place for xid, place in self._unsettled.items() if place <= head and not snapshot.saw(xid)}
         if not unseen:
-            return True
+            return set()
         major, minor = min(unseen.values())
         walk = self._hub.ring.walk((major, minor - 1), topics, head, whole=frozenset(topics))
-        return walk is not None and not any(entry.xid in unseen for entry in walk)
+        if walk is None:
+            return set(topics)
+        return {
+            topic
+            for entry in walk
+            if entry.xid in unseen
+            for topic in ([entry.topic] if entry.kind is Kind.DATA else topics)
+            if topic.startswith(entry.topic)
+        }
 
     def _prune(self, snapshot: Snapshot) -> None:
         if self._unsettled:
@@ -231,6 +251,14 @@ class Snapshots:
         except Unavailable as error:
             logger.warning("%s", error)
             self._prune_at = 2 * len(self._unsettled)
+
+
+class _InvisibleError(Exception):
+    """Commits on these topics have come by and are not visible."""
+
+    def __init__(self, topics: set[str]) -> None:
+        super().__init__()
+        self.topics = topics
 
 
 def _waiting(waiting: list[tuple[Stream, Fill]]) -> list[tuple[Stream, Fill]]:

@@ -436,7 +436,7 @@ class World:
         if group := self.hub.snapshots.claim():
             self.groups.append(group)
         for group in list(self.groups):
-            if self.hub.snapshots._accepts(self.database.snapshot(), list(group), self.hub.head):
+            if not self.hub.snapshots.early(self.database.snapshot(), list(group), self.hub.head):
                 self.groups.remove(group)
                 self.reads.append((self.database.read(list(group)), group))
 
