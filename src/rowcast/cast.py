@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
 
 RouteFunction = Callable[["Change"], "str | Iterable[str] | None"]
 SubscriptionFunction = Callable[[dict[str, Any]], Iterable[str]]
+
+CONTROL_PATIENCE = 1.0
+"""Seconds that a control waits for the log before it is in force here alone: a `disconnect` must not wait for long."""
 
 MAX_NAME = 512
 """Characters that a topic, an event name, a key or a user id may have."""
@@ -272,13 +276,20 @@ class Rowcast:
 
         A control that can't be appended is in force on this replica at once, and is kept until it can be.
         """
-        try:
-            return await self.log.append(draft)
-        except Unavailable:
-            self.append_failures += 1
-            if draft.control is None:
+        if draft.control is None:
+            try:
+                return await self.log.append(draft)
+            except Unavailable:
+                self.append_failures += 1
                 raise
-            return self.replica.pending.keep(draft)
+        pending = self.replica.pending
+        if not len(pending) and self.log.state().ok:
+            with contextlib.suppress(Unavailable, TimeoutError):
+                async with asyncio.timeout(CONTROL_PATIENCE):
+                    return await self.log.append(draft)
+            self.append_failures += 1
+        # Behind what is kept already: the order in which they were asked for is that of the log.
+        return pending.keep(draft)
 
     def _not_running(self, what: str) -> None:
         if self._replica is not None:

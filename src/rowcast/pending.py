@@ -70,6 +70,8 @@ class Pending:
         now = draft.at or time.time()
         entry = Entry(Kind.CONTROL, place, Control(draft.control, draft.user, now), time=round(now * 1e6))
         hub.handle(Batch(hub.epoch, [entry], place))
+        # Behind all that was asked for before it, also when the same was.
+        self._kept.pop((draft.control, draft.user), None)
         self._kept[draft.control, draft.user] = msgspec.structs.replace(draft, at=now)
         self._some.set()
         logger.warning("a %s could not be appended: in force on this replica, kept for the others", draft.control)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import itertools
 from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import psycopg
 import pytest
@@ -15,6 +16,7 @@ from rowcast.errors import SetupError, Unavailable
 from rowcast.logs import leader, redis_store
 from rowcast.logs.redis import RedisLog
 from rowcast.logs.redis_store import HEAD, STREAM
+from rowcast.sources.wal import WalSession
 from rowcast.testing.local import LocalStream
 from rowcast.testing.postgres import free_port
 from rowcast.testing.valkey import ValkeyServer
@@ -485,3 +487,34 @@ async def test_a_replica_without_postgres_begins_the_log_before_it_takes_streams
         resumed = LocalStream(cast, "u", last_event_id=stream.position)
         await resumed.ready()
         assert not resumed.events("rowcast.reset")
+
+
+async def test_whoever_takes_over_reads_on_from_the_end_of_the_log(
+    items: str, valkey: ValkeyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not from the slot, which is `redo` behind; and that is not confirmed by it."""
+    query = "SELECT confirmed_flush_lsn FROM pg_replication_slots WHERE slot_name = 'rowcast'"
+    started: list[int] = []
+    start = WalSession.start
+
+    async def spy(session: WalSession, slot: str, lsn: int, *rest: Any, **more: Any) -> None:
+        started.append(lsn)
+        await start(session, slot, lsn, *rest, **more)
+
+    monkeypatch.setattr(WalSession, "start", spy)
+    with psycopg.connect(items, autocommit=True) as admin:
+        async with running(items, valkey, redo="1h") as one:
+            stream = LocalStream(one, "ann", ["t"])
+            await stream.ready()
+            confirmed = admin.execute(query).fetchone()
+            insert(items, 50)
+            await stream.settled()
+            seen = one.hub.head
+        async with running(items, valkey, redo="1h") as two:
+            stream = LocalStream(two, "ann", ["t"])
+            await stream.ready()
+            insert(items, 3)
+            await stream.settled()
+            assert numbers(stream) == [51, 52, 53]
+        assert started[-1] >= seen[0]
+        assert admin.execute(query).fetchone() == confirmed

@@ -206,14 +206,15 @@ class WalLeader:
         try:
             identity = await session.identify()
             self._database = f"{identity.system}-{identity.timeline}-{anchor.nonce}"
-            # From where the slot is, and not from where the log ends: the server takes the start for a
-            # confirmation, and that would give up what `redo` keeps. What the log has already is skipped.
-            await session.start(self.anchor.slot, anchor.confirmed, self._publication)
+            # From where the log ends, so that what `redo` keeps need not be read once more; but without confirming
+            # it: that would give it up. What the log has of that last transaction is skipped.
+            start = await self._start(anchor.confirmed)
+            await session.start(self.anchor.slot, start, self._publication, confirmed=anchor.confirmed)
             # From here on the slot is ours, and nobody but us begins an incarnation.
             now = await self.anchor.look()
             if now is None or now.nonce != anchor.nonce or now.confirmed > anchor.confirmed:
                 raise SessionEnded("the replication slot moved on while it was being taken")
-            await self._join(anchor.confirmed, identity.flushed)
+            await self._join(start, anchor.confirmed, identity.flushed)
             self.leading = True
             self._problem = ""
             logger.info("this replica reads the WAL now, from %s", self._appended)
@@ -228,21 +229,30 @@ class WalLeader:
             self._session = None
             await session.close()
 
-    async def _join(self, confirmed: int, flushed: int) -> None:
-        """Find where the log ends, or begin a new incarnation where it can't be continued."""
+    async def _start(self, confirmed: int) -> int:
+        """From where to read: where the log ends, or where the slot is confirmed when the log is of no use."""
+        head = await self.store.head()
+        return max(confirmed, head.wal[0]) if head is not None and head.database == self._database else confirmed
+
+    async def _join(self, start: int, confirmed: int, flushed: int) -> None:
+        """Find where the log ends, or begin a new incarnation where it can't be continued from `start`."""
         head = await self.store.head()
         if head is not None and head.database == self._database:
             if flushed < head.wal[0]:
                 # A storage snapshot was restored: its LSNs will be given out a second time, for other contents.
                 self._obsolete = self._nonce
                 raise SessionEnded("the WAL ends before what was read: this is a restored copy of the database")
-            if confirmed <= head.wal[0]:
+            if start <= head.wal[0]:
                 self._incarnation, self._appended = head.incarnation, head.wal
                 self._capture.begin(head.wal)
                 return
+            if confirmed <= head.wal[0]:
+                raise SessionEnded("Redis lost the end of the log while the slot was being taken: reading it again")
             logger.warning("the log ends before what the replication slot still has: starting a new log")
-        self._capture.begin((confirmed, 0))
-        await self._renew("" if head is None else head.incarnation, (confirmed, 0))
+        # From now on: every stream is reset, and a client that has fetched its state must not see older changes after.
+        place = (max(start, flushed), 0)
+        self._capture.begin(place)
+        await self._renew("" if head is None else head.incarnation, place)
 
     async def _renew(self, old: str, place: Place) -> None:
         system, timeline, nonce = self._database.split("-")

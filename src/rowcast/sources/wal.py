@@ -164,8 +164,12 @@ class WalSession:
                 return parse_lsn(str(row[0]))
         raise AssertionError("unreachable")
 
-    async def start(self, slot: str, lsn: int, publication: str) -> None:
-        """START_REPLICATION from an LSN. Raises `SessionEnded` with the server's words if it refuses."""
+    async def start(self, slot: str, lsn: int, publication: str, *, confirmed: int | None = None) -> None:
+        """START_REPLICATION from an LSN. Raises `SessionEnded` with the server's words if it refuses.
+
+        `confirmed` is what is acknowledged at first (None: `lsn`): a start above the slot's confirmed position does
+        not move that on, only an acknowledgement does.
+        """
         # Replication commands take no bound parameters.
         command = sql.SQL(
             "START_REPLICATION SLOT {} LOGICAL {} (proto_version '2', publication_names {}, messages 'true')"
@@ -179,7 +183,7 @@ class WalSession:
         result = self._pg.get_result()
         if result is None or result.status != pq.ExecStatus.COPY_BOTH:
             raise _ended(result)
-        self._acknowledged = lsn
+        self._acknowledged = lsn if confirmed is None else confirmed
 
     def acknowledge(self, lsn: int) -> None:
         """Everything before `lsn` has been dealt with: the server need not keep it for us."""
