@@ -7,6 +7,7 @@ them from its anchor when it starts. Both ask for the same publication, of a tab
 from __future__ import annotations
 
 import asyncio
+import gc
 import statistics
 import subprocess
 import time
@@ -17,6 +18,7 @@ import psycopg
 from rowcast import Rowcast
 from rowcast.core.grants import Grant
 from rowcast.core.stream import Stream
+from rowcast.serve import GC_THRESHOLDS
 from rowcast.testing.postgres import PostgresServer
 
 SECRET = "0123456789abcdef0123456789abcdef"
@@ -32,6 +34,7 @@ SELECT 'S' || n %% 1000, (n %% 9973) / 100.0, n, 'x' FROM generate_series(1, %s)
 
 def run(rows: int, runs: int) -> list[str]:
     """The table of this case."""
+    gc.set_threshold(*GC_THRESHOLDS)  # as `rowcast serve` does
     results: dict[str, list[tuple[float, float]]] = {"pg_recvlogical": [], "nobody listens": [], "all listened to": []}
     for number in range(runs + 1):
         measured = _measure(rows)

@@ -35,6 +35,8 @@ from rowcast.wheel import Wheel
 
 logger = logging.getLogger(__name__)
 
+_NAMES = {kind: kind.name.lower() for kind in Kind}
+
 LATENCY_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
@@ -189,7 +191,7 @@ class Hub:
 
     def handle_entry(self, entry: Entry) -> None:
         """Dispatch one entry: to the streams of its topic, to the subscriptions, or as a command."""
-        self.entries[entry.kind.name.lower()] += 1
+        self.entries[_NAMES[entry.kind]] += 1
         if entry.kind is Kind.DATA:
             self.ring.append(entry)
             if entry.interval and self.releases.hold(entry, self._now):

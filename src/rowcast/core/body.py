@@ -52,11 +52,10 @@ class ChangeBody:
         self,
         change: Change,
         topic: str,
-        *,
         columns: frozenset[str] | None = None,
         key: tuple[str, ...] | None = None,
         numeric: values.Numeric = "string",
-        moved: bool = False,
+        moved: bool = False,  # given by place: one of these is made for every entry
         envelope: Envelope = "rowcast",
     ) -> None:
         self._change = change
@@ -70,8 +69,11 @@ class ChangeBody:
     @property
     def size(self) -> int:
         """Estimated memory in bytes: the raw values, and the frame that they become."""
+        change = self._change
+        if change.length:
+            return 2 * change.length + 50 * len(change.relation.columns)
         size = 0
-        for row in (self._change.new, self._change.old):
+        for row in (change.new, change.old):
             if row is not None:
                 size += 60 * len(row)
                 for value in row:

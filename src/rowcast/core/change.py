@@ -72,11 +72,11 @@ class Change:
     `new` is the row after an insert or update, `old` the row before an update or delete as far as the
     replica identity gives it: None, or the key columns only (`old_is_key`, the others are None), or whole.
     `place` is the change's own; `xid` the transaction's 32-bit id; `commit_time` microseconds since the
-    Unix epoch.
+    Unix epoch; `length` the bytes that the message took, 0 where that is not known.
     """
 
     __slots__ = (
-        "_old", "_row", "action", "commit_time", "new", "old", "old_is_key", "place", "relation", "xid",
+        "_old", "_row", "action", "commit_time", "length", "new", "old", "old_is_key", "place", "relation", "xid",
     )  # fmt: skip
 
     def __init__(
@@ -85,11 +85,11 @@ class Change:
         relation: Relation,
         new: RawTuple | None,
         old: RawTuple | None,
-        *,
-        old_is_key: bool = False,
+        old_is_key: bool = False,  # given by place: one of these is made for every change
         place: Place = (0, 0),
         xid: int = 0,
         commit_time: int = 0,
+        length: int = 0,
     ) -> None:
         self.action = action
         self.relation = relation
@@ -99,6 +99,7 @@ class Change:
         self.place = place
         self.xid = xid
         self.commit_time = commit_time
+        self.length = length
         self._row: dict[str, Any] | None = None
         self._old: dict[str, Any] | None = None
 

@@ -104,7 +104,6 @@ class Entry:
         kind: Kind,
         place: Place,
         body: Any,
-        *,
         topic: str = "",
         xid: int = 0,
         key: str | None = None,

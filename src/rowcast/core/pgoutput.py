@@ -126,14 +126,24 @@ class Decoder:
     # Rows
 
     def _insert(self, data: bytes) -> Change | None:
-        relation, wanted = self._relation(data)
-        self._index += 1
+        # The hot path of a busy database: what `_relation` and `_change` do, without calling them.
+        (oid,) = _U32.unpack_from(data, 1)
+        found = self._relations.get(oid)
+        if found is None or not self.in_transaction:
+            found = self._known(oid)
+        relation, wanted = found
+        index = self._index = self._index + 1
         if not wanted:
             return None
-        _expect(data[5:6], b"N")
+        if data[5] != 0x4E:
+            _expect(data[5:6], b"N")
         new, end = _tuple(data, 6, relation)
-        _ends(data, end)
-        return self._change("insert", relation, new, None)
+        length = len(data)
+        if end != length:
+            _ends(data, end)
+        begin = self._begin
+        place = (begin.commit_lsn, index * MINOR_SPACING)
+        return Change("insert", relation, new, None, False, place, begin.xid, begin.commit_time, length)
 
     def _update(self, data: bytes) -> Change | None:
         relation, wanted = self._relation(data)
@@ -154,7 +164,7 @@ class Decoder:
         if marker == b"O" and old is not None and UNCHANGED in new:
             # Unchanged TOASTed values are absent from the new tuple even under REPLICA IDENTITY FULL.
             new = tuple(before if now is UNCHANGED else now for now, before in zip(new, old, strict=True))
-        return self._change("update", relation, new, old, old_is_key=marker == b"K")
+        return self._change("update", relation, new, old, old_is_key=marker == b"K", length=len(data))
 
     def _delete(self, data: bytes) -> Change | None:
         relation, wanted = self._relation(data)
@@ -166,7 +176,7 @@ class Decoder:
             raise DecodeError(f"malformed pgoutput message: a Delete with a tuple {marker!r}")
         old, end = _tuple(data, 6, relation)
         _ends(data, end)
-        return self._change("delete", relation, None, old, old_is_key=marker == b"K")
+        return self._change("delete", relation, None, old, old_is_key=marker == b"K", length=len(data))
 
     def _relation(self, data: bytes) -> tuple[Relation, bool]:
         (oid,) = _U32.unpack_from(data, 1)
@@ -188,6 +198,7 @@ class Decoder:
         old: RawTuple | None,
         *,
         old_is_key: bool = False,
+        length: int = 0,
     ) -> Change:
         begin = self._begin
         return Change(
@@ -199,6 +210,7 @@ class Decoder:
             place=(begin.commit_lsn, self._index * MINOR_SPACING),
             xid=begin.xid,
             commit_time=begin.commit_time,
+            length=length,
         )
 
     # Everything else
@@ -302,7 +314,13 @@ def _tuple(data: bytes, at: int, relation: Relation) -> tuple[RawTuple, int]:
     unpack = _U32.unpack_from
     row: list[bytes | None] = []
     append = row.append
+    starts = data.startswith
     for _ in range(count):
+        if starts(b"t\0\0\0", at):  # a text of less than 256 bytes: the common case needs no unpacking
+            end = at + 5 + data[at + 4]
+            append(data[at + 5 : end])
+            at = end
+            continue
         kind = data[at]
         if kind == 0x74:  # t
             (length,) = unpack(data, at + 1)

@@ -85,10 +85,19 @@ class BoundRoute:
         return f"{self.route.table}:{values.encode([row[name] for name in self.key]).decode()}"
 
 
-class Plan:
-    """What is done with the changes of one relation. `revoke` until the first change was handled: see `Router`."""
+DIRECT_TOPICS = 4096
+"""Topics that a direct plan remembers, by the value that gave them; then it forgets them all."""
 
-    __slots__ = ("_getters", "_key_getters", "relation", "revoke", "routes", "rules", "width")
+
+class Plan:
+    """What is done with the changes of one relation. `revoke` until the first change was handled: see `Router`.
+
+    `direct` is the index of the one column that decides where a row goes, or -1: when the table has no rule and one
+    route, whose template is text around that column. Such a row need not be decoded: `topics` says where rows with
+    the same bytes in that column went.
+    """
+
+    __slots__ = ("_getters", "_key_getters", "direct", "relation", "revoke", "routes", "rules", "topics", "width")
 
     def __init__(self, relation: Relation, rules: list[BoundRule], routes: list[BoundRoute]) -> None:
         self.relation = relation
@@ -104,8 +113,17 @@ class Plan:
             (index, column.name, column) for index, column in enumerate(relation.columns) if column.name in needed
         )
         self._key_getters: _Getters = tuple(getter for getter in self._getters if getter[2].key)
+        self.topics: dict[bytes, str] = {}
+        self.direct = self._find_direct()
         self.width = len(self._getters)
         """How many columns a row has from which nothing is missing."""
+
+    def _find_direct(self) -> int:
+        if self.rules or len(self.routes) != 1 or self.routes[0].key:
+            return -1
+        route = self.routes[0].route
+        column = None if route.template is None or route.when is not None else route.template.plain_column
+        return next((index for index, name, _ in self._getters if name == column), -1)
 
     def pick(self, raw: RawTuple, *, key_only: bool = False) -> tuple[Row, Exception | None]:
         """The needed columns of a row, decoded, without those that are not known.

@@ -13,7 +13,7 @@ from rowcast.core.catalog import TableInfo, qualified, quoted
 from rowcast.core.change import Change, Relation
 from rowcast.core.condition import Condition
 from rowcast.core.entry import USER_PREFIX, Entry, Kind, RowChange
-from rowcast.core.plan import BoundRoute, BoundRule, Plan, names_of
+from rowcast.core.plan import DIRECT_TOPICS, BoundRoute, BoundRule, Plan, names_of
 from rowcast.core.position import MINOR_SPACING
 from rowcast.core.rules import RowRule, Rule, origin_of, tables_of
 from rowcast.core.template import MAX_TEXTS, Template, fits
@@ -26,6 +26,8 @@ RouteFunction = Callable[[Change], "str | Iterable[str] | None"]
 MAX_ENTRIES = MINOR_SPACING // 2
 """Entries of one change: they must find room between its place and the next change's."""
 
+
+_DATA = Kind.DATA
 
 # What it means that a table lacks a column: while it does, and when it is over.
 _NO_TOPICS = ("nobody has topics by it", "users who were connected then have topics by it again once they reconnect")
@@ -206,7 +208,26 @@ class Router:
         if found is None or found[0] is not relation:
             found = self._plans[relation.oid] = (relation, self._plan(relation))
         plan = found[1]
-        return [] if plan is None else self._route(plan, change)
+        if plan is None:
+            return []
+        if plan.direct < 0 or change.new is None or change.old is not None:
+            return self._route(plan, change)
+        value = change.new[plan.direct]
+        topic = plan.topics.get(value) if type(value) is bytes else None
+        if topic is not None:
+            return [self._direct(plan.routes[0].route, change, topic)]
+        entries = self._route(plan, change)
+        if len(entries) == 1 and type(value) is bytes:
+            if len(plan.topics) >= DIRECT_TOPICS:
+                plan.topics.clear()
+            plan.topics[value] = entries[0].topic
+        return entries
+
+    def _direct(self, route: Route, change: Change, topic: str) -> Entry:
+        """The entry of a change of which the topic is all that there is to know."""
+        body = ChangeBody(change, topic, route.columns, route.key, route.numeric, False, self._envelope)
+        xid = change.xid if route.snapshot else 0
+        return Entry(_DATA, change.place, body, topic, xid, None, None, change.commit_time)
 
     # Binding to a table as it is now
 

@@ -201,6 +201,11 @@ class Template:
         return not self.columns
 
     @property
+    def plain_column(self) -> str | None:
+        """The column, if the template is text around one column, without a path into it or a filter."""
+        return None if self._simple is None else self._simple[1]
+
+    @property
     def column(self) -> str | None:
         """The column, if the template is nothing but one column: `{user_id}`."""
         if len(self._parts) == 1 and isinstance(part := self._parts[0], Placeholder):

@@ -68,11 +68,11 @@ class Capture:
         position, finished = self.position, self.finished
         for payload in payloads:
             event = decode(payload)
-            if event is None or isinstance(event, Begin):
-                continue
-            if isinstance(event, Change):
+            if type(event) is Change:
                 if event.place > position:
-                    entries.extend(route(event))
+                    entries += route(event)
+            elif event is None or isinstance(event, Begin):
+                continue
             elif isinstance(event, Commit):
                 finished = max(finished, event.end_lsn)
                 position = max(position, (finished, 0))
@@ -80,7 +80,7 @@ class Capture:
             elif isinstance(event, Message):
                 if event.place > position:
                     self._message(event, entries)
-            else:
+            elif isinstance(event, list):
                 for change in event:
                     if change.place > position:
                         entries.extend(route(change))

@@ -200,6 +200,7 @@ class WalSession:
         """
         payloads: list[bytes] = []
         sent = size = 0
+        looked = 0
         self._check()
         # Here and not at the end: what was returned last has been dealt with and acknowledged by now.
         self._answer()
@@ -219,8 +220,14 @@ class WalSession:
                     _, sent, _, asks = _KEEPALIVE.unpack(message)
                     self._asked = self._asked or bool(asks)
                     break
-            elif payloads:
+            elif payloads and len(payloads) == looked:
                 break
+            elif payloads:
+                # One more read, without waiting: the server writes each message by itself, and to handle them in
+                # twos and threes costs more than to read them.
+                looked = len(payloads)
+                self._check()
+                self._consume()
             elif await self._readable(self._patience):
                 self._check()
                 self._consume()

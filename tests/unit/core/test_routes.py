@@ -627,3 +627,52 @@ def test_the_router_sends_what_the_oracle_says(
     assert [entry.place for entry in entries] == [(100, (5 << 20) + n) for n in range(len(entries))]
     assert all(a.place < b.place for a, b in itertools.pairwise(entries))
     assert router.poisoned == 0
+
+
+# The direct way
+
+
+def _told(entries: Iterable[Entry]) -> list[tuple[Any, ...]]:
+    return [(e.kind, e.place, e.topic, e.xid, e.key, e.event, e.time, e.size, e.body.encode(1 << 20)) for e in entries]
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["insert", "update", "read"]),
+            st.sampled_from(["AAPL", "a b", "", "x\ny", "é", "1", None, UNCHANGED]),
+            st.sampled_from([None, {"id": 1}]),
+        ),
+        max_size=20,
+    ),
+    st.sampled_from(["finance:{symbol}", "{symbol}", "{price}:p"]),
+    st.booleans(),
+)
+def test_what_went_somewhere_before_goes_there_again(
+    changes: list[tuple[Action, Any, Row | None]], topic: str, snapshot: bool
+) -> None:
+    options: dict[str, Any] = {"snapshot": snapshot, "columns": ["symbol", "price"], "numeric": "number"}
+    direct = Router([route(topic, **options)])
+    # A condition that always holds has every change routed from its decoded row.
+    decoded = Router([route(topic, when="{id} = 1", **options)])
+    for action, symbol, old in changes:
+        row = {"id": 1, "symbol": symbol, "price": "1.50"}
+        given_old = old if action == "update" else None
+        one, other = (router.route(change(action, row, given_old)) for router in (direct, decoded))
+        assert _told(one) == _told(other)
+    assert direct.unfit == decoded.unfit
+
+
+def test_remembered_topics_are_bounded_and_go_with_the_relation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(routes, "DIRECT_TOPICS", 3)
+    router = Router([route()])
+    for _ in range(2):
+        for number in range(5):
+            assert sent(router.route(change("insert", {"id": 1, "symbol": f"S{number}"})))[0][0] == f"finance:S{number}"
+            plan = router._plans[TRADES.oid][1]
+            assert plan is not None
+            assert len(plan.topics) <= 3
+    # The columns changed places: what stands where the symbol stood is another's value.
+    turned = relation(columns=["id", "price", "symbol", "owner", "config"])
+    found = router.route(change("insert", {"id": 1, "price": "S1", "symbol": "AAPL"}, of=turned))
+    assert [entry.topic for entry in found] == ["finance:AAPL"]
