@@ -297,6 +297,10 @@ class Hub:
                 self.missed += 1
         self._flush()
 
+    def listened(self, topic: str) -> bool:
+        """Whether any stream has the topic."""
+        return bool(self._index.get(topic))
+
     def resubscribe(self, user: str) -> None:
         """Read a user's rules anew on this replica, without an entry in the log."""
         self._control(Control("resubscribe", user))

@@ -112,7 +112,9 @@ class Replica:
         self.log: Log
         self.router: Router
         self._routes = routes
-        self._rules = list(rules)
+        self.rules = list(rules)
+        """The subscription rules; complete once it runs."""
+        self.loader: Loader | None = None
         self._authenticator = authenticator
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -161,21 +163,20 @@ class Replica:
     # Making the parts
 
     async def _start(self) -> None:
-        loader: Loader | None = None
         reader: RowReader | None = None
         if self.config.postgres is not None:
             catalog = await self._prepare(self.config.postgres)
-            self.router = Router(self._routes, self._rules, envelope=self.config.server.envelope)
+            self.router = Router(self._routes, self.rules, envelope=self.config.server.envelope)
             if is_redis(self.config.log_url):
                 self.log = self._redis_log(self._leader(self.config.postgres, catalog))
             else:
                 self.log = self._pick_log(self._postgres_log(self.config.postgres, catalog))
-            if self._rules:
+            if self.rules:
                 assert self.pool is not None
-                loader = PostgresLoader(self.pool, self._rules, catalog, self.log.head)
+                self.loader = PostgresLoader(self.pool, self.rules, catalog, self.log.head)
             reader = await self._make_reader(self.config.postgres, catalog)
         else:
-            if self._rules:
+            if self.rules:
                 raise ConfigError("subscriptions read tables: set [postgres] url")
             if self._routes and not self.config.webhooks.configured:
                 raise ConfigError(
@@ -186,7 +187,7 @@ class Replica:
                     raise ConfigError(f"{route.origin}: snapshots are read from the database: set [postgres] url")
             self.router = Router(self._routes, envelope=self.config.server.envelope)
             self.log = self._pick_log(None)
-        self.hub = self._make_hub(loader, reader)
+        self.hub = self._make_hub(reader)
         self.drain = self._make_drain()
         self.pending = Pending(self.hub, self.log)
         if self.config.cache.invalidate:
@@ -229,12 +230,12 @@ class Replica:
         async with self.pool.connection() as connection:
             self.channels = await ensure_channels(connection, self.config.channels.enabled)
             catalog = await read_catalog(connection)
-            self.warnings = validate(self._routes, self._rules, catalog)
+            self.warnings = validate(self._routes, self.rules, catalog)
             for warning in self.warnings:
                 logger.warning("%s", warning)
-            self._rules = bind(self._rules, catalog)
+            self.rules = bind(self.rules, catalog)
             self._routes = bind_routes(self._routes, catalog)
-            tables = Router(self._routes, self._rules).tables
+            tables = Router(self._routes, self.rules).tables
             await ensure_publication(connection, postgres.publication, catalog, tables)
         return catalog
 
@@ -348,13 +349,13 @@ class Replica:
             envelope=self.config.server.envelope,
         )
 
-    def _make_hub(self, loader: Loader | None, reader: RowReader | None) -> Hub:
+    def _make_hub(self, reader: RowReader | None) -> Hub:
         server = self.config.server
         descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         return Hub(
             self.log,
-            self._rules,
-            loader,
+            self.rules,
+            self.loader,
             replica=self.name,
             ring_bytes=self.config.log.ring_bytes,
             max_event=server.max_event,

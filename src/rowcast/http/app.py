@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rowcast.addresses import Proxies
 from rowcast.errors import ConfigError, RowcastError, SetupError, Unavailable
-from rowcast.http import api, channels, health, limited, redact, responses, webhooks
+from rowcast.http import admin, api, channels, health, limited, redact, responses, webhooks
 from rowcast.http.events import events
 from rowcast.http.responses import on_http_exception, on_rowcast_error
 from rowcast.limits import Limiter
@@ -53,6 +53,7 @@ def create_app(cast: Rowcast) -> Starlette:
         Route("/readyz", health.readyz, methods=["GET"]),
         Route("/health", health.readyz, methods=["GET"]),
         Route("/metrics", health.metrics, methods=["GET"]),
+        *admin.routes(),
     ]
     middleware = [Middleware(Named, cast=cast)]
     if origins := cast.config.server.cors_origins:
@@ -89,6 +90,7 @@ def create_app(cast: Rowcast) -> Starlette:
     # A redirect to the path without a slash would name whatever host and scheme a proxy spoke to us.
     app.router.redirect_slashes = False
     app.state.cast = cast
+    app.state.watch = admin.Watch(cast)
     app.state.database = health.DatabaseProbe()
     app.state.webhooks = webhooks.Webhooks(cast)
     return app

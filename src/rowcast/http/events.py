@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from starlette.datastructures import Headers
@@ -20,6 +21,7 @@ from starlette.types import Receive, Scope, Send
 
 from rowcast import jitter
 from rowcast.core import sse
+from rowcast.core.grants import Grant
 from rowcast.core.position import Position, parse_position
 from rowcast.core.stream import Stream, StreamState
 from rowcast.errors import BadRequest, Unavailable
@@ -42,13 +44,16 @@ MAX_NARROW = 1000
 
 
 class Events:
-    """The ASGI endpoint."""
+    """The ASGI endpoint. `grant` says whose stream a request may have (None: what its token says)."""
+
+    def __init__(self, grant: Callable[[Request], Awaitable[Grant]] | None = None) -> None:
+        self._grant = grant
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
         cast: Rowcast = scope["app"].state.cast
         try:
-            grant = await cast.authenticator.authenticate(request)
+            grant = await (self._grant or cast.authenticator.authenticate)(request)
             cursor = _cursor(request)
             narrow = _narrow(request)
             snapshot = _snapshot(request)

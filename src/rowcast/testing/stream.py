@@ -22,21 +22,27 @@ class Block(msgspec.Struct):
 
 
 class OpenStream:
-    """A connection to `GET /events`, read in the background; an async context manager.
+    """A connection to `GET /events` (or another `path`), read in the background; an async context manager.
 
     `url`: the service. `token`: the user's. `last_event_id` and `params` are sent as given. Unlike a client it
     does not reconnect: a test wants to see the end.
     """
 
     def __init__(
-        self, url: str, token: str, *, last_event_id: str | None = None, params: dict[str, str] | None = None
+        self,
+        url: str,
+        token: str,
+        *,
+        last_event_id: str | None = None,
+        params: dict[str, str] | None = None,
+        path: str = "events",
     ) -> None:
         self.blocks: list[Block] = []
         """Every block but comments, in order."""
         self.ended = False
         """Whether the server ended the stream, or the connection broke."""
         self.head: httpx.Headers = httpx.Headers()
-        self._url = f"{url}/events"
+        self._url = f"{url}/{path}"
         self._params = params
         self._headers = {"authorization": f"Bearer {token}"}
         if last_event_id is not None:
