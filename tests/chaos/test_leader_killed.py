@@ -8,6 +8,8 @@ import random
 import time
 from typing import Any
 
+import pytest
+
 CLIENTS = 3
 
 
@@ -35,7 +37,11 @@ async def test_a_killed_leader_loses_and_doubles_nothing(drill: Any, follow: Any
                 elected.append(time.monotonic() - killed)
                 # What was written after the kill has come to everybody: sequences have no gap, so a count tells.
                 for client in clients:
-                    await client.until(lambda: client.taken > written, timeout=60)  # noqa: B023  # awaited at once
+                    try:
+                        await client.until(lambda: client.taken > written, timeout=60)  # noqa: B023  # awaited at once
+                    except TimeoutError:
+                        came = [(other.taken, other.named("reset")) for other in clients]
+                        pytest.fail(f"kill {len(elected)}: {written} of {drill.written} were written; came: {came}")
                 resumed.append(time.monotonic() - killed)
                 await replicas.add()
         everything = drill.committed()
