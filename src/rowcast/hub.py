@@ -37,6 +37,9 @@ logger = logging.getLogger(__name__)
 
 _NAMES = {kind: kind.name.lower() for kind in Kind}
 
+MAX_STARTING = 5000
+"""Streams that may wait for their subscriptions at once; in a storm, who comes then is told to come back later."""
+
 LATENCY_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
@@ -104,6 +107,8 @@ class Hub:
         self._gains = Gains()
         self._index: TopicIndex[Stream] = TopicIndex()
         self._starting: dict[Stream, Position | None] = {}
+        self._awaiting: dict[Stream, None] = {}
+        """Of these, those that wait for a place besides their user's subscriptions."""
         self._dirty: list[Stream] = []
         self._on_disconnect = on_disconnect
         self._moved = asyncio.Event()
@@ -337,13 +342,15 @@ class Hub:
         for change in self.subscriptions.settle(self.wire.head):
             tell = self.joins.told(change.user)
             for stream in self.users.get(change.user, ()):
-                if stream.state is not StreamState.STARTING:
+                if stream.state is StreamState.STARTING:
+                    self._try_start(stream)
+                else:
                     topics = stream.effective(change.topics)
                     self._reindex(stream, topics)
                     stream.resume(topics, tell=tell)
                     self._mark(stream)
-        if self._starting:
-            for stream in tuple(self._starting):
+        if self._awaiting:
+            for stream in tuple(self._awaiting):
                 self._try_start(stream)
         self._flush()
 
@@ -370,6 +377,8 @@ class Hub:
             raise Busy("this replica is warming up; connect again", "unavailable")
         if len(self.streams) >= self.max_streams:
             raise Busy(f"this replica has its {self.max_streams} streams; connect again later", "busy")
+        if len(self._starting) >= MAX_STARTING:
+            raise Busy("too many streams come at once; connect again later", "busy")
         streams = self.users.setdefault(grant.user, [])
         while len(streams) >= self.max_streams_per_user:
             self.end(streams[0], "busy", retry=jitter.retry(20.0, 40.0))
@@ -383,6 +392,7 @@ class Hub:
         self._starting[stream] = cursor
         self.wheel.add(stream)
         if cursor is not None and cursor.epoch == self.epoch and cursor.place > self.wire.head:
+            self._awaiting[stream] = None
             self.joins.want_head(stream)
         try:
             self._try_start(stream)
@@ -413,6 +423,7 @@ class Hub:
             return
         del self.streams[stream]
         self._starting.pop(stream, None)
+        self._awaiting.pop(stream, None)
         self.readback.forget(stream)
         self._reindex(stream, frozenset())
         stream.topics = frozenset()
@@ -435,6 +446,7 @@ class Hub:
         if stream.after is not None and stream.after > self.wire.head:
             return
         del self._starting[stream]
+        self._awaiting.pop(stream, None)
         reset, place = self._resumable(cursor)
         topics = stream.effective(self.subscriptions.topics(user))
         self._reindex(stream, topics)

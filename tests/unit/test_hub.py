@@ -9,6 +9,7 @@ import jwt
 import msgspec
 import pytest
 
+import rowcast.hub
 import rowcast.joins
 from rowcast import AuthError, BadRequest, Rowcast
 from rowcast.core.entry import Batch, Control, Entry, Kind, RowChange
@@ -19,7 +20,7 @@ from rowcast.core.snapshot import Snapshot
 from rowcast.core.stream import PAGE, PENDING_LIMIT, Stream, StreamState
 from rowcast.core.subscriptions import Load, Subscriptions, UserRows
 from rowcast.errors import Unavailable
-from rowcast.hub import Hub
+from rowcast.hub import Busy, Hub
 
 SECRET = "0123456789abcdef0123456789abcdef"
 
@@ -233,3 +234,29 @@ async def test_two_starts_at_once_make_one_replica() -> None:
     await asyncio.gather(cast.start())
     assert len(asyncio.all_tasks()) <= tasks
     await cast.stop()
+
+
+def test_a_storm_is_let_in_as_far_as_it_can_be_served(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who is too many is told so, and who waits costs the others nothing until it is their turn."""
+    monkeypatch.setattr(rowcast.hub, "MAX_STARTING", 5)
+    hub = make(rule(), loader=object())
+    streams = [connect(hub, f"user{number}") for number in range(5)]
+    with pytest.raises(Busy, match="come at once") as raised:
+        connect(hub, "one too many")
+    assert raised.value.reason == "busy"
+    tries = 0
+    attempt = hub._try_start
+
+    def counted(stream: Stream) -> None:
+        nonlocal tries
+        tries += 1
+        attempt(stream)
+
+    monkeypatch.setattr(hub, "_try_start", counted)
+    for number in range(2, 50):
+        hub.handle(data(number, "a", "x"))
+    assert tries == 0
+    load(hub, 60)
+    assert tries == 5
+    assert [stream.state for stream in streams] == [StreamState.LIVE] * 5
+    assert connect(hub, "one too many").state is StreamState.STARTING
