@@ -75,7 +75,8 @@ class Server:
     def stop(self) -> None:
         """Kill it: nothing of it is needed any more."""
         if self._process is not None:
-            for pid in reversed(processes.descendants(self.pid)):
+            # A master first: it would start a new worker for one that is gone.
+            for pid in processes.descendants(self.pid):
                 subprocess.run(["kill", "-9", str(pid)], check=False, stderr=subprocess.DEVNULL)
             self._process.wait(30)
             if self._process.stdout is not None:
