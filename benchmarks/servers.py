@@ -249,20 +249,31 @@ class Nchan(Server):
 async def _post(port: int, query: dict[str, str], limit: float) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
 
+    posted = 0
+
     async def publish(events: list[tuple[int, str]]) -> None:
+        nonlocal posted
+        posted += len(events)
         for topic, text in events:
             head = f"POST /publish?topic={topic} HTTP/1.1\r\nHost: bench\r\nContent-Length: {len(text)}\r\n\r\n"
             writer.write((head + text).encode())
         await writer.drain()
 
+    answered = 0
+
     async def discard() -> None:
-        while await reader.read(65_536):
-            pass
+        nonlocal answered
+        # The status line is the only line of an answer that begins so.
+        while line := await reader.readline():
+            answered += line.startswith(b"HTTP/1.1 ")
 
     answers = asyncio.create_task(discard())
     try:
         async with asyncio.timeout(limit):
             await pacing.run(query, publish)
+            # nginx drops a request whose client is gone.
+            while answered < posted:
+                await asyncio.sleep(0.01)
     except TimeoutError:
         pass
     finally:
