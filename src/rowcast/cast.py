@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
@@ -19,7 +19,7 @@ from rowcast.core.position import Position
 from rowcast.core.routes import Route
 from rowcast.core.rules import RowRule
 from rowcast.core.template import fits
-from rowcast.errors import BadRequest, Unavailable
+from rowcast.errors import BadRequest, ConfigError, Unavailable
 from rowcast.logs.messages import Messages
 from rowcast.ports import Draft
 from rowcast.replica import Replica
@@ -116,15 +116,23 @@ class Rowcast:
 
         return register
 
-    def subscriptions(self, table: str, *, user: str) -> Callable[[SubscriptionFunction], SubscriptionFunction]:
+    def subscriptions(
+        self, table: str, *, user: str, users: Literal["connected", "all"] = "connected"
+    ) -> Callable[[SubscriptionFunction], SubscriptionFunction]:
         """Subscribe users by the rows of a table: the function returns the topics that a row gives its user.
 
-        `user` is the column with the user's id. A row for which the function raises gives no topics.
+        `user` is the column with the user's id. A row for which the function raises gives no topics. `users` "all":
+        `[cache] invalidate` deletes the keys also of those who have no stream open.
+
+        Raises `ConfigError` for "all" where no keys are named.
         """
+        if users == "all" and not self.config.cache.invalidate:
+            raise ConfigError(f'{table}: users="all" deletes cached keys: say which, by cache={{"invalidate": […]}}')
 
         def register(function: SubscriptionFunction) -> SubscriptionFunction:
             self._not_running("subscriptions")
-            self._rules.append(RowRule.from_function(table, user, function, index=len(self._rules)))
+            everyone = users == "all"
+            self._rules.append(RowRule.from_function(table, user, function, index=len(self._rules), everyone=everyone))
             return function
 
         return register

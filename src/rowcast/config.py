@@ -170,6 +170,10 @@ class Config(Section):
             route.to_route()
         for index, subscription in enumerate(config.subscription):
             subscription.to_rule(index)
+            if subscription.users == "all" and not config.cache.invalidate:
+                raise ConfigError(
+                    f'{subscription.at("users")}: users = "all" deletes cached keys: say which, by [cache] invalidate'
+                )
         return config
 
     def _locate(self, lines: TomlLines) -> None:

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
 from rowcast import jitter
+from rowcast.absent import Absentees
 from rowcast.cache import Invalidation
 from rowcast.core.entry import Batch, Control, Entry, Kind
 from rowcast.core.gains import Gains
@@ -96,6 +97,8 @@ class Hub:
         self.deliveries = 0
         self.cache: Invalidation | None = None
         """What is given to a stream waits until it has deleted the user's cached keys; None: nothing is cached."""
+        self.absent: Absentees | None = None
+        """Deletes the cached keys of users without a stream; None: of nobody."""
         self.missed = 0
         """Blocks of the bridge that a stream could not take."""
         self.entries: Counter[str] = Counter()
@@ -190,6 +193,8 @@ class Hub:
             self.handle_entry(entry)
         self.snapshots.note(batch.entries)
         self.wire.head = max(self.wire.head, batch.head)
+        if self.absent is not None:
+            self.absent.settle(self.wire.head)
         self.settle()
         self.joins.mind(self.subscriptions.recent)
         self._moved.set()
@@ -199,6 +204,8 @@ class Hub:
         self.entries[_NAMES[entry.kind]] += 1
         if entry.kind is Kind.DATA:
             self.ring.append(entry)
+            if self.absent is not None:
+                self.absent.note(entry.topic)
             if entry.interval and self.releases.hold(entry, self._now):
                 return
             if self.cache is not None:
@@ -211,6 +218,8 @@ class Hub:
         elif entry.kind is Kind.ROW:
             self.wire.head = entry.place
             self._gains.note(self.subscriptions.gaining(entry.body), entry.place)
+            if self.absent is not None:
+                self.absent.apply(entry)
             effect = self.subscriptions.apply(entry)
             for change in effect.changed:
                 self._change(change, entry.place)
@@ -218,6 +227,8 @@ class Hub:
                 self.reload(user)
         elif entry.kind is Kind.SWEEP:
             self.ring.append(entry)
+            if self.absent is not None:
+                self.absent.note_matching(entry.topic)
             self.releases.overtake(entry, self.wire.throttle.matching(entry.topic))
             if self.cache is not None:
                 self.cache.hold(self._index.matching(entry.topic))
@@ -275,6 +286,8 @@ class Hub:
         self.subscriptions.restart()
         self.snapshots.restart()
         self._gains.restart(batch.head)
+        if self.absent is not None:
+            self.absent.restart(gap=not first)
         if not first:
             logger.warning("log restarted at %s: %s", self.wire.position(batch.head), reason)
         for user, streams in self.users.items():
@@ -294,6 +307,8 @@ class Hub:
         streams = self._index.get(topic)
         if self.cache is not None:
             self.cache.hold(streams)
+        if self.absent is not None:
+            self.absent.note(topic)
         for stream in streams:
             if stream.offer(block):
                 self.deliveries += 1

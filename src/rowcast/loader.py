@@ -10,7 +10,7 @@ import logging
 import re
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
 import psycopg
@@ -19,6 +19,7 @@ from psycopg.rows import TupleRow
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 
 from rowcast.core import values
+from rowcast.core.audience import Reading
 from rowcast.core.catalog import Catalog, TableInfo
 from rowcast.core.change import Column
 from rowcast.core.position import Place
@@ -29,6 +30,9 @@ from rowcast.errors import Unavailable
 from rowcast.sql_topics import SqlTopics
 
 logger = logging.getLogger(__name__)
+
+PAGE = 100
+"""Rows of a whole table that are fetched at once: what else runs here waits while they are decoded."""
 
 FAILURE_INTERVAL = 60.0
 """Seconds between two log lines about an SQL rule that fails."""
@@ -87,6 +91,38 @@ class PostgresLoader:
         except (psycopg.Error, PoolTimeout, PoolClosed) as error:
             raise Unavailable(f"Postgres can't be asked for subscriptions: {_line(error)}", what="postgres") from error
 
+    async def read_all(self, reading: Reading) -> tuple[Snapshot, Place]:
+        """Read the rows of all users into `reading`, in one REPEATABLE READ transaction, then mark the WAL.
+
+        Returns the snapshot and the place that the hub must pass. Raises `Unavailable` when the database can't be
+        asked.
+        """
+        try:
+            async with self._pool.connection() as connection:
+                await connection.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
+                try:
+                    snapshot = await _snapshot(connection)
+                    for index in reading.indexes.values():
+                        await self._read_table(connection, index.rule, reading)
+                finally:
+                    await connection.execute("ROLLBACK")
+            return snapshot, await self._mark()
+        except (psycopg.Error, PoolTimeout, PoolClosed) as error:
+            raise Unavailable(f"Postgres can't be asked for all users: {_line(error)}", what="postgres") from error
+
+    async def _read_table(self, connection: psycopg.AsyncConnection[TupleRow], rule: RowRule, reading: Reading) -> None:
+        table = self._catalog[rule.table]
+        columns, name = _from(rule, table)
+        query = sql.SQL("DECLARE rowcast_all NO SCROLL CURSOR FOR SELECT {} FROM {} WHERE {} IS NOT NULL")
+        await connection.execute(query.format(columns, name, sql.Identifier(rule.user_column)))
+        while True:
+            cursor = await connection.execute(f"FETCH {PAGE} FROM rowcast_all".encode())
+            for row in _decoded(cursor, rule, table):
+                reading.add(rule.index, row)
+            if cursor.rowcount < PAGE:
+                break
+        await connection.execute("CLOSE rowcast_all")
+
     async def horizon(self) -> Snapshot:
         """A fresh snapshot. Raises `Unavailable` when the database can't be asked."""
         try:
@@ -104,18 +140,8 @@ class PostgresLoader:
         if not accepted:
             return
         cursor = await connection.execute(query, [accepted])
-        result = cursor.pgresult
-        assert result is not None
-        columns = [
-            Column(name, result.ftype(i), result.fmod(i), type_name=table.columns[name].type_name)
-            for i, name in enumerate(sorted(rule.columns))
-        ]
         found: dict[str, list[dict[str, Any]]] = defaultdict(list)
-        for number in range(result.ntuples):
-            row = {
-                column.name: None if (value := result.get_value(number, i)) is None else values.decode(column, value)
-                for i, column in enumerate(columns)
-            }
+        for row in _decoded(cursor, rule, table):
             found[values.text(row[rule.user_column])].append(row)
         for user, rows in found.items():
             if user in read:
@@ -147,12 +173,28 @@ def rows_query(rule: RowRule, table: TableInfo) -> tuple[sql.Composed, Callable[
         where = sql.SQL("{} = ANY(%s::text[]::{}[])").format(column, sql.Identifier(*type_name.split(".", 1)))
     else:
         where = sql.SQL("{}::text = ANY(%s::text[])").format(column)
-    query = sql.SQL("SELECT {} FROM {} WHERE {}").format(
-        sql.SQL(", ").join(sql.Identifier(name) for name in sorted(rule.columns)),
-        sql.Identifier(table.schema, table.table),
-        where,
-    )
-    return query, accepts
+    return sql.SQL("SELECT {} FROM {} WHERE {}").format(*_from(rule, table), where), accepts
+
+
+def _from(rule: RowRule, table: TableInfo) -> tuple[sql.Composable, sql.Composable]:
+    """The columns that a rule needs, and the table."""
+    columns = sql.SQL(", ").join(sql.Identifier(name) for name in sorted(rule.columns))
+    return columns, sql.Identifier(table.schema, table.table)
+
+
+def _decoded(cursor: psycopg.AsyncCursor[TupleRow], rule: RowRule, table: TableInfo) -> Iterator[dict[str, Any]]:
+    """The rows that a query of `_from` gave, their values as those of the log."""
+    result = cursor.pgresult
+    assert result is not None
+    columns = [
+        Column(name, result.ftype(i), result.fmod(i), type_name=table.columns[name].type_name)
+        for i, name in enumerate(sorted(rule.columns))
+    ]
+    for number in range(result.ntuples):
+        yield {
+            column.name: None if (value := result.get_value(number, i)) is None else values.decode(column, value)
+            for i, column in enumerate(columns)
+        }
 
 
 async def _snapshot(connection: psycopg.AsyncConnection[TupleRow]) -> Snapshot:

@@ -14,13 +14,15 @@ import psycopg
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 
 from rowcast import workers
+from rowcast.absent import Absentees
 from rowcast.asking import connect
 from rowcast.auth.jwt import Authenticator
 from rowcast.cache import PATIENCE, Invalidation, parse_keys
 from rowcast.config import Config, Postgres
+from rowcast.core.audience import Audience
 from rowcast.core.catalog import Catalog
 from rowcast.core.routes import Route, Router
-from rowcast.core.rules import Rule
+from rowcast.core.rules import RowRule, Rule
 from rowcast.core.validate import bind, bind_routes, validate
 from rowcast.core.values import SESSION_OPTIONS
 from rowcast.drain import Drain
@@ -39,7 +41,7 @@ from rowcast.logs.redis_store import STREAM, RedisStore
 from rowcast.logs.redis_url import is_redis
 from rowcast.logs.slot_watch import SlotWatch
 from rowcast.pending import Pending
-from rowcast.ports import Loader, Log, RowReader
+from rowcast.ports import Log, RowReader
 from rowcast.roster import KEY as ROSTER
 from rowcast.roster import RedisRoster, Roster
 from rowcast.signals import SIGNALS
@@ -114,7 +116,7 @@ class Replica:
         self._routes = routes
         self.rules = list(rules)
         """The subscription rules; complete once it runs."""
-        self.loader: Loader | None = None
+        self.loader: PostgresLoader | None = None
         self._authenticator = authenticator
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -191,14 +193,13 @@ class Replica:
         self.drain = self._make_drain()
         self.pending = Pending(self.hub, self.log)
         if self.config.cache.invalidate:
-            keys = parse_keys(self.config.cache.invalidate, "[cache] invalidate")
-            self.hub.cache = Invalidation(
-                redis_client.connect(self.config.cache_url, socket_timeout=PATIENCE), keys, self.hub.wake
-            )
+            self._delete_keys(self.hub)
         await self.log.open()
         self._run(self.hub.run())
         if self.hub.cache is not None:
             self._run(self.hub.cache.run())
+        if self.hub.absent is not None:
+            self._run(self.hub.absent.run())
         self._run(self.hub.joins.run())
         self._run(self.hub.snapshots.run())
         self._run(self.hub.wheel.run())
@@ -365,6 +366,23 @@ class Replica:
             reader=reader,
             on_disconnect=self._authenticator.revoke,
         )
+
+    def _delete_keys(self, hub: Hub) -> None:
+        """Have the hub delete users' cached keys."""
+        keys = parse_keys(self.config.cache.invalidate, "[cache] invalidate")
+        redis = redis_client.connect(self.config.cache_url, socket_timeout=PATIENCE)
+        hub.cache = Invalidation(redis, keys, hub.wake)
+        rules = [rule for rule in self.rules if isinstance(rule, RowRule) and rule.everyone]
+        if rules and self.loader is not None:
+            one = is_redis(self.config.log_url)
+            hub.absent = Absentees(
+                redis,
+                keys,
+                Audience(rules),
+                self.loader.read_all,
+                hub.subscriptions.recent_changes,
+                elected=lambda: self.reads_wal or not one,
+            )
 
     def _make_drain(self) -> Drain:
         server = self.config.server

@@ -226,6 +226,7 @@ class SubscriptionSection(_Located):
     user: str | None = None
     when: str | None = None
     topics: list[str] | None = Field(default=None, min_length=1)
+    users: Literal["connected", "all"] = "connected"
     sql: Name | None = None
     depends_on: dict[str, str] | None = None
 
@@ -238,6 +239,11 @@ class SubscriptionSection(_Located):
                 f"{self.at(of_sql[0])}: a subscription is either of rows (table, user, topics and perhaps when) or of "
                 f"sql (sql and depends_on); this one has both {of_rows[0]} and {of_sql[0]}"
             )
+        if of_sql and self.users == "all":
+            raise ConfigError(
+                f'{self.at("users")}: users = "all" needs a subscription of rows (table, user, topics): who gets '
+                "topics by sql is known only by asking for one user after the other"
+            )
         if self.sql is not None:
             return self._sql_rule(index, self.sql)
         if self.table is None or self.user is None or self.topics is None:
@@ -247,7 +253,14 @@ class SubscriptionSection(_Located):
                 + ("" if of_rows else "; or else sql and depends_on")
             )
         return RowRule.from_templates(
-            self.table, self.user, self.topics, self.when, index=index, origin=self.origin, origins=self._origins
+            self.table,
+            self.user,
+            self.topics,
+            self.when,
+            index=index,
+            origin=self.origin,
+            origins=self._origins,
+            everyone=self.users == "all",
         )
 
     def _sql_rule(self, index: int, sql: str) -> SqlRule:

@@ -32,7 +32,8 @@ class RowRule(msgspec.Struct, frozen=True):
     the rule needs of a row, its key included; `key` is the row's identity, () for a table without one, whose
     rows are told apart by all of `columns`. Both are complete only once the rule is `bound` to a table.
     `give` returns the topics of a row. `origin` is the place to point at in errors. `templates` are those that
-    `give` renders, () for a function. `troubles` counts the rows for which `give` raised.
+    `give` renders, () for a function. `troubles` counts the rows for which `give` raised. `everyone`: the keys in the
+    cache of all users in the table are deleted, not only of those with an open stream (see `audience`).
     """
 
     index: int
@@ -44,6 +45,7 @@ class RowRule(msgspec.Struct, frozen=True):
     key: tuple[str, ...] = ()
     every_column: bool = False
     templates: tuple[Template, ...] = ()
+    everyone: bool = False
     troubles: Troubles = msgspec.field(default_factory=Troubles)
 
     @classmethod
@@ -57,6 +59,7 @@ class RowRule(msgspec.Struct, frozen=True):
         index: int,
         origin: str,
         origins: Mapping[str, str] | None = None,
+        everyone: bool = False,
     ) -> RowRule:
         """A rule from the file: `user` is `{column}`, `topics` are templates, `when` a condition or None.
 
@@ -75,15 +78,18 @@ class RowRule(msgspec.Struct, frozen=True):
         needed = frozenset({column}).union(*(template.columns for template in templates))
         if condition is not None:
             needed |= condition.columns
-        return cls(index, qualified(table), column, give, origin, needed, templates=templates)
+        return cls(index, qualified(table), column, give, origin, needed, templates=templates, everyone=everyone)
 
     @classmethod
-    def from_function(cls, table: str, user: str, function: RowFunction, *, index: int) -> RowRule:
+    def from_function(
+        cls, table: str, user: str, function: RowFunction, *, index: int, everyone: bool = False
+    ) -> RowRule:
         """A rule from a Python function of the row. It is given every column of the table.
 
         `user` is the name of the column with the user's id. Raises `ConfigError` for a coroutine function.
         """
-        return cls(index, qualified(table), user, function, origin_of(function), every_column=True)
+        origin = origin_of(function)
+        return cls(index, qualified(table), user, function, origin, every_column=True, everyone=everyone)
 
     def with_key(self, key: tuple[str, ...], columns: frozenset[str] | None = None) -> RowRule:
         """The same rule with the row's identity known. `columns`: those needed (None: as they are)."""

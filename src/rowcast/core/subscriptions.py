@@ -129,6 +129,10 @@ class Subscriptions:
         """How many recent row changes are kept for loads to come."""
         return len(self._recent)
 
+    def recent_changes(self) -> list[tuple[int, RowChange]]:
+        """The recent row changes, each with its xid: all those that a snapshot taken from now on may not see."""
+        return [(xid, change) for xid, _, change in self._recent]
+
     def join(self, load: Load) -> list[str]:
         """Take over what was read, for those users who still wait for it.
 
@@ -224,7 +228,7 @@ class Subscriptions:
             if row is not None and row.get(column) is not None
         ]
         if isinstance(rule, RowRule):
-            named.extend(_owners(self._owners[rule.index].get(_old_key(rule, change))))
+            named.extend(_owners(self._owners[rule.index].get(old_key(rule, change))))
         return [user for user in dict.fromkeys(named) if user in self._users]
 
     def _unseen(self, state: _User, xid: int) -> bool:
@@ -244,14 +248,14 @@ class Subscriptions:
             return False
         before: Row | None = None
         if change.action != "insert":
-            key = _old_key(rule, change)
+            key = old_key(rule, change)
             held = state.rows.get(rule.index, {}).get(key)
             if held is not None:
                 before = held.row
                 self._remove(user, state, rule, key)
         if change.new is None or change.action == "delete":
             return False
-        row = _complete(rule, change, before)
+        row = complete(rule, change, before)
         if rule.user_column in row:
             owner = row[rule.user_column]
             if owner is None or values.text(owner) != user:
@@ -264,7 +268,7 @@ class Subscriptions:
     # Rows
 
     def _add(self, user: str, state: _User, rule: RowRule, row: Row) -> None:
-        key = _key(rule, row)
+        key = row_key(rule, row)
         rows = state.rows.setdefault(rule.index, {})
         held = rows.get(key)
         if held is not None and rule.key:
@@ -319,21 +323,21 @@ def _with(found: str | tuple[str, ...] | None, user: str) -> str | tuple[str, ..
     return (*owners, user) if owners else user
 
 
-def _key(rule: RowRule, row: Row) -> Hashable:
+def row_key(rule: RowRule, row: Row) -> Hashable:
     """A row's identity: its key columns, or all that the rule needs when the table has no key."""
     columns = rule.key or sorted(rule.columns)
     return tuple(_hashable(row.get(column)) for column in columns)
 
 
-def _old_key(rule: RowRule, change: RowChange) -> Hashable:
+def old_key(rule: RowRule, change: RowChange) -> Hashable:
     """The identity of the row before the change: the WAL tells it only when the key changed."""
     old = change.old
     if old is not None and all(column in old for column in rule.key):
-        return _key(rule, old)
-    return _key(rule, change.new or {})
+        return row_key(rule, old)
+    return row_key(rule, change.new or {})
 
 
-def _complete(rule: RowRule, change: RowChange, before: Row | None) -> Row:
+def complete(rule: RowRule, change: RowChange, before: Row | None) -> Row:
     """The new row, with unchanged TOASTed values taken from what is known of the row before."""
     row = dict(change.new or {})
     for known in (change.old, before):

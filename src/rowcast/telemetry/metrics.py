@@ -85,6 +85,19 @@ class Metrics(Collector):
             yield CounterMetricFamily(
                 "rowcast_cache_late", "Deliveries that did not wait for their deletion", value=hub.cache.late
             )
+        if hub.absent is not None:
+            cleared = CounterMetricFamily(
+                "rowcast_cache_absent_deletions", "Deletions for users without a stream", labels=["outcome"]
+            )
+            cleared.add_metric(["done"], hub.absent.deletions)
+            cleared.add_metric(["failed"], hub.absent.failures)
+            yield cleared
+            yield GaugeMetricFamily(
+                "rowcast_cache_absent_waiting", "Topics whose users are to be deleted for", value=hub.absent.waiting
+            )
+            yield GaugeMetricFamily(
+                "rowcast_cache_absent_rows", "Subscription rows known of all users", value=len(hub.absent.audience)
+            )
         if replica.bridge is not None:
             messages = CounterMetricFamily("rowcast_bridge_messages", "Messages of the bridge", labels=["outcome"])
             for outcome in ("delivered", "control", "refused"):
