@@ -1,8 +1,8 @@
 """The hub of a replica: tails the log, owns the topic index and the streams, dispatches.
 
-Everything that touches streams happens in one thread, in calls that do not await: a batch is handled whole,
-then the streams that got something are woken. So a stream never sees half a batch, and what is known at
-`wire.head` is known for every stream alike.
+Everything that touches streams happens in one thread, in calls that do not await: a batch is handled whole, and
+the streams that got something are written afterwards, by the flush. So a stream never sees half a batch, and what is
+known at `wire.head` is known for every stream alike.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 from rowcast import jitter
 from rowcast.absent import Absentees
@@ -26,6 +26,7 @@ from rowcast.core.stream import Stream, StreamState, Wire
 from rowcast.core.subscriptions import Load, Subscriptions, TopicChange
 from rowcast.core.topics import TopicIndex
 from rowcast.errors import Unavailable
+from rowcast.flush import Flush
 from rowcast.joins import Joins
 from rowcast.ports import Loader, Log, ReadableLog, RowReader, State
 from rowcast.readback import ReadBack
@@ -112,7 +113,7 @@ class Hub:
         self._starting: dict[Stream, Position | None] = {}
         self._awaiting: dict[Stream, None] = {}
         """Of these, those that wait for a place besides their user's subscriptions."""
-        self._dirty: list[Stream] = []
+        self._writing = Flush(self.wake)
         self._on_disconnect = on_disconnect
         self._moved = asyncio.Event()
         self._since = self._now = time.time()
@@ -155,6 +156,9 @@ class Hub:
         """Tail the log until it is closed."""
         async for batch in self.log.tail():
             self.handle(batch)
+            if batch.entries:
+                # A log that has many batches at hand need not wait between two of them; the flush must have its turn.
+                await asyncio.sleep(0)
 
     async def warm_up(self) -> None:
         """Wait until everything that was committed before this call has been dispatched into the ring."""
@@ -213,8 +217,7 @@ class Hub:
             if self.wire.mark:
                 self.releases.push_marked(entry)
                 return
-            for stream in self._index.get(entry.topic):
-                self._push(stream, entry)
+            self._push(self._index.get(entry.topic), entry)
         elif entry.kind is Kind.ROW:
             self.wire.head = entry.place
             self._gains.note(self.subscriptions.gaining(entry.body), entry.place)
@@ -235,20 +238,17 @@ class Hub:
             if self.wire.mark:
                 self.releases.push_marked(entry)
                 return
-            for stream in self._index.matching(entry.topic):
-                self._push(stream, entry)
+            self._push(tuple(self._index.matching(entry.topic)), entry)
         else:
             self.wire.head = entry.place
             self._control(entry.body)
 
-    def _push(self, stream: Stream, entry: Entry) -> None:
-        if stream.state is not StreamState.LIVE:
-            return
-        if stream.push(entry):
-            self.catchups["slow"] += 1
-        self.deliveries += 1
-        self.latency.add(self._now - entry.time / 1e6)
-        self._mark(stream)
+    def _push(self, streams: Collection[Stream], entry: Entry) -> None:
+        """Give an entry to the LIVE ones of its subscribers; it is encoded only if there are any subscribers."""
+        if streams:
+            given = self._writing.push(streams, entry.frame(self.wire.epoch, self.wire.max_event))
+            self.deliveries += given
+            self.latency.add(self._now - entry.time / 1e6, given)
 
     def _control(self, control: Control) -> None:
         if control.action == "disconnect":
@@ -371,6 +371,17 @@ class Hub:
 
     # The clients' side
 
+    def admit(self) -> None:
+        """Raise `Busy` when this replica takes no stream now."""
+        if self.draining:
+            raise Busy("this replica is draining; connect again", "draining")
+        if not self.warm:
+            raise Busy("this replica is warming up; connect again", "unavailable")
+        if len(self.streams) >= self.max_streams:
+            raise Busy(f"this replica has its {self.max_streams} streams; connect again later", "busy")
+        if len(self._starting) >= MAX_STARTING:
+            raise Busy("too many streams come at once; connect again later", "busy")
+
     def connect(
         self,
         grant: Grant,
@@ -380,20 +391,13 @@ class Hub:
         cursor: Position | None = None,
         snapshot: bool = False,
     ) -> Stream:
-        """Open a stream for a user; `wake` is called when there is something to take.
+        """Open a stream for a user; `wake` is called when there is something to take, and may take it at once.
 
         It is STARTING until the user's subscriptions are exact. `cursor` is the client's last position (None:
         from now on). `snapshot`: the client wants the current rows of its topics first. Raises `Busy` when this
         replica takes no stream now.
         """
-        if self.draining:
-            raise Busy("this replica is draining; connect again", "draining")
-        if not self.warm:
-            raise Busy("this replica is warming up; connect again", "unavailable")
-        if len(self.streams) >= self.max_streams:
-            raise Busy(f"this replica has its {self.max_streams} streams; connect again later", "busy")
-        if len(self._starting) >= MAX_STARTING:
-            raise Busy("too many streams come at once; connect again later", "busy")
+        self.admit()
         streams = self.users.setdefault(grant.user, [])
         while len(streams) >= self.max_streams_per_user:
             self.end(streams[0], "busy", retry=jitter.retry(20.0, 40.0))
@@ -428,9 +432,22 @@ class Hub:
         """Wake a stream's writer. One stream's trouble must not reach the others."""
         try:
             stream.wake()
+            if stream.pending and stream.bound():
+                self.catchups["slow"] += 1
         except Exception:
             logger.exception("a stream could not be woken")
             self.drop(stream)
+
+    def lag(self, stream: Stream) -> None:
+        """A stream's transport is full: it catches up when it has drained, and `again` is called."""
+        if stream.state is StreamState.LIVE:
+            stream.lag()
+            self.catchups["slow"] += 1
+
+    def again(self, stream: Stream) -> None:
+        """A stream has more to be taken, and its transport has room: wake it with the next round."""
+        self._writing.later(stream)
+        self._writing.start()
 
     def drop(self, stream: Stream) -> None:
         """Forget a stream: its client is gone, or it was ended. Forgetting twice is fine."""
@@ -522,13 +539,8 @@ class Hub:
             self._index.add(topic, stream)
 
     def _mark(self, stream: Stream) -> None:
-        if not stream.dirty:
-            stream.dirty = True
-            self._dirty.append(stream)
+        self._writing.add(stream)
 
     def _flush(self) -> None:
-        """Wake the writers of the streams that got something."""
-        dirty, self._dirty = self._dirty, []
-        for stream in dirty:
-            stream.dirty = False
-            self.wake(stream)
+        """Have the streams written that got something."""
+        self._writing.start()

@@ -31,8 +31,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from rowcast.cast import Rowcast
 from rowcast.drain import Drain
 from rowcast.errors import ConfigError, SetupError
-from rowcast.http import redact
-from rowcast.http.heads import LimitedProtocol
+from rowcast.http import redact, takeover
 from rowcast.sections import Server as ServerSection
 from rowcast.sockets import address_of, listen
 from rowcast.workers import Worker, require_shared
@@ -105,10 +104,11 @@ def serve(
     if worker is not None:
         for cast in casts:
             require_shared(cast.config.log_url)
+    takeover.warn()
     guarded = _Lifespan(app, worker)
     config = uvicorn.Config(
         guarded,
-        http=LimitedProtocol,
+        http=takeover.Protocol,
         ws="none",
         lifespan="on" if isinstance(app, Starlette) else "auto",
         log_config=None,

@@ -40,10 +40,7 @@ def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     if shared:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    for name, value in _OPTIONS:
-        if hasattr(socket, name):
-            with contextlib.suppress(OSError):  # an old kernel: the option is a help, not a need
-                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    tune(sock)
     try:
         sock.bind(address)
     except OSError as error:
@@ -52,6 +49,16 @@ def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
             f"[server] port {port} on {host} can't be used: {error.strerror}; choose another by --port (0: a free one)"
         ) from None
     return sock
+
+
+def tune(sock: object) -> None:
+    """Set our options on a socket, or on what a transport tells as "socket"; anything without them is left alone."""
+    setsockopt = getattr(sock, "setsockopt", None)
+    if setsockopt is not None:
+        for name, value in _OPTIONS:
+            if hasattr(socket, name):
+                with contextlib.suppress(OSError):  # no TCP, or an old kernel: the option is a help, not a need
+                    setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 def address_of(sock: socket.socket) -> str:

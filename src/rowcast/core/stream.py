@@ -5,11 +5,11 @@ The rules:
 - A stream is STARTING, LIVE, BEHIND or ENDED. STARTING, it waits until the hub knows exactly what its user
   is subscribed to; it receives nothing. `start` makes it LIVE at the hub's head, or BEHIND when the client
   brought a position.
-- LIVE: an entry that the hub passes is pushed to it, in order, as it arrives.
+- LIVE: an entry that the hub passes is pushed to it, in order, as it arrives: its frame is appended to `pending`.
 - BEHIND: nothing is pushed. The writer pulls instead: `take` reads the missed entries from the ring, page by
   page, and when there are none left the stream is LIVE again within that same call, so that nothing can come
-  between. It gets behind when the client brought a position, when what is pending is over `PENDING_LIMIT`
-  (the client does not read), and when it is paused.
+  between. It gets behind when the client brought a position, when its writer does not take and what is pending is
+  over `PENDING_LIMIT` (`bound`), when its transport is full (`lag`), and when it is paused.
 - What is subscribed to changes at a place. LIVE, that is now. BEHIND, the place is noted as a *turn*, and the
   catch-up goes up to it with the topics before and on from it with the topics after.
 - Paused means: from a place on, the topics are not known yet, a query is under way. The catch-up stops there
@@ -28,8 +28,8 @@ The rules:
 - ENDED: it gets nothing more, but what is pending is still written; the last block is `rowcast.bye`.
 - Every block is appended whole to `pending`, and only `take` removes: order is the order of appending.
 
-Memory is bounded by PENDING_LIMIT plus one page, one number per topic for a catch-up, and MAX_TURNS. Rows of
-snapshots are not held here, but read page by page.
+Memory is bounded by PENDING_LIMIT plus one page and what arrives between two flushes, one number per topic for a
+catch-up, and MAX_TURNS. Rows of snapshots are not held here, but read page by page.
 """
 
 from __future__ import annotations
@@ -116,9 +116,9 @@ class Stream:
     """
 
     __slots__ = (
-        "__weakref__", "_clock", "_deferred", "_filters", "_held", "_narrow", "_noted", "_origin", "_paused", "_reset",
-        "_since", "_turns", "_walk", "_walk_from", "_walk_topics", "after", "beaten", "cursor", "dirty", "fill",
-        "grant", "pending", "pending_bytes", "snapshot", "state", "topics", "wake", "wire",
+        "__weakref__", "_clock", "_counted", "_counted_bytes", "_deferred", "_filters", "_held", "_narrow", "_noted",
+        "_origin", "_paused", "_reset", "_since", "_turns", "_walk", "_walk_from", "_walk_topics", "after", "beaten",
+        "bulk", "cursor", "express", "fill", "grant", "pending", "snapshot", "state", "topics", "wake", "wire",
     )  # fmt: skip
 
     def __init__(
@@ -141,10 +141,11 @@ class Stream:
         self.after: Place | None = None
         """STARTING: the hub must have passed this place first."""
         self.pending: list[bytes] = []
-        self.pending_bytes = 0
-        self.dirty = False
+        self._counted = self._counted_bytes = 0
+        self.express = self.bulk = False
+        """On which queues of the flush it is."""
         self.beaten: Place = ORIGIN
-        """The place that the last heartbeat or entry told the client."""
+        """A place that the client was told."""
         self.snapshot = snapshot
         self.fill: Fill | None = None
         """BEHIND: what must be sent before the stream goes on from its cursor."""
@@ -224,13 +225,21 @@ class Stream:
         self._append(block)
         return True
 
-    def push(self, entry: Entry) -> bool:
-        """Give a LIVE stream the next entry of one of its topics. Returns whether it fell behind thereby."""
-        self._append(entry.frame(self.wire.epoch, self.wire.max_event))
-        self.beaten = entry.place
-        if self.pending_bytes <= PENDING_LIMIT:
+    def push(self, entry: Entry) -> None:
+        """Give a LIVE stream the next entry of one of its topics.
+
+        The hub appends frames to `pending` by itself, for many streams at once, which is just this.
+        """
+        self.pending.append(entry.frame(self.wire.epoch, self.wire.max_event))
+
+    def bound(self) -> bool:
+        """What is pending was not taken: LIVE, get behind if that is too much. Returns whether it did.
+
+        To be called when everything up to the wire's head has been pushed.
+        """
+        if self.state is not StreamState.LIVE or self.pending_bytes <= PENDING_LIMIT:
             return False
-        self._fall_behind(entry.place)
+        self._fall_behind(self.wire.head)
         return True
 
     def push_block(self, place: Place, block: bytes) -> bool:
@@ -246,6 +255,14 @@ class Stream:
         """Whether an entry of one of the stream's topics that was held is for it."""
         place = entry.place
         return place > self._origin and (self._since is None or place > self._since.get(entry.topic, ORIGIN))
+
+    def lag(self) -> None:
+        """The transport of a LIVE stream is full: get behind, with nothing more to be written until it has drained.
+
+        To be called when everything up to the wire's head has been pushed.
+        """
+        if self.state is StreamState.LIVE:
+            self._fall_behind(self.wire.head)
 
     def change(self, place: Place, topics: frozenset[str], *, tell: bool = False) -> None:
         """The subscription changes at a place. `tell`: send the event also when nothing differs."""
@@ -352,10 +369,21 @@ class Stream:
             return b""
         if self._held is not None:
             return self._take_free(self._held)
-        data = b"".join(self.pending)
+        data = self.pending[0] if len(self.pending) == 1 else b"".join(self.pending)
         self.pending.clear()
-        self.pending_bytes = 0
+        self._counted = self._counted_bytes = 0
         return data
+
+    @property
+    def pending_bytes(self) -> int:
+        """Bytes that are pending. Counted when it is asked for: a delivery must not pay for it."""
+        pending = self.pending
+        if self._counted > len(pending):
+            self._counted = self._counted_bytes = 0
+        for i in range(self._counted, len(pending)):
+            self._counted_bytes += len(pending[i])
+        self._counted = len(pending)
+        return self._counted_bytes
 
     def feed(self, page: Ring, upto: Place) -> bool:
         """Read on in a page of the log, which holds every entry above `page.floor` up to `upto`.
@@ -404,14 +432,13 @@ class Stream:
         """Take so many blocks; those behind them are held."""
         free = self.pending[:count]
         del self.pending[:count]
-        self.pending_bytes -= sum(map(len, free))
+        self._counted = self._counted_bytes = 0
         self._held = 0
         self._noted = max(0, self._noted - count)
         return b"".join(free)
 
     def _append(self, block: bytes) -> None:
         self.pending.append(block)
-        self.pending_bytes += len(block)
 
     def _fall_behind(self, place: Place) -> None:
         if self.state is StreamState.LIVE:

@@ -6,7 +6,7 @@ itself, then a list up to 16, then a dict: for a million memberships 28 MB, wher
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from typing import Generic, TypeVar
 
 _LIST_LIMIT = 16
@@ -26,7 +26,7 @@ class TopicIndex(Generic[S]):
     def __iter__(self) -> Iterator[str]:
         return iter(self._topics)
 
-    def get(self, topic: str) -> Iterable[S]:
+    def get(self, topic: str) -> Collection[S]:
         """The streams that have the topic. Not to be held over a change of the index."""
         found = self._topics.get(topic)
         if found is None:

@@ -1,7 +1,8 @@
-"""The stream endpoint, `GET /events`: plain ASGI, one `send` per flush.
+"""The stream endpoint, `GET /events`.
 
-The head and a first block go out at once, before anything is awaited: some clients and proxies wait for
-the first byte. From then on the endpoint only carries what the stream gives (`Stream.take`) to the client.
+The head and a first block go out at once, before anything is awaited: some clients and proxies wait for the first
+byte. Then the stream takes the transport over where the server offers that (see `takeover`), and the request is done;
+elsewhere the endpoint carries what the stream gives (`Stream.take`) to the client, by one `send` per flush.
 
 To a request for a stream, "not now" is said with 200, a jittered `retry:`, `rowcast.bye` and the end, since a
 browser's EventSource never comes back after another status (WHATWG HTML, section 9.2.3); only clients that
@@ -12,7 +13,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from starlette.datastructures import Headers
@@ -25,19 +28,20 @@ from rowcast.core.grants import Grant
 from rowcast.core.position import Position, parse_position
 from rowcast.core.stream import Stream, StreamState
 from rowcast.errors import BadRequest, Unavailable
+from rowcast.http.taken import END_LIMIT, TakenWriter
+from rowcast.http.takeover import Outcome, offered
 from rowcast.hub import Busy
 
 if TYPE_CHECKING:
     from rowcast.cast import Rowcast
+
+logger = logging.getLogger(__name__)
 
 _HEAD = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-store, no-transform"),
     (b"x-accel-buffering", b"no"),
 ]
-
-END_LIMIT = 5.0
-"""Seconds that the last blocks of a stream may take to be sent."""
 
 MAX_NARROW = 1000
 """Topics that one request may narrow its stream to."""
@@ -62,17 +66,49 @@ class Events:
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
                 return
             hub = cast.hub
-            writer = _Writer(send)
-            writer.stream = stream = hub.connect(grant, writer.wake, narrow=narrow, cursor=cursor, snapshot=snapshot)
+            hub.admit()
         except Unavailable as error:
             if _wants_status(request.headers):
                 raise
-            await _not_now(send, error)
+            await send({"type": "http.response.start", "status": 200, "headers": _HEAD})
+            await send({"type": "http.response.body", "body": _not_now(error), "more_body": False})
+            return
+        connect = partial(hub.connect, grant, narrow=narrow, cursor=cursor, snapshot=snapshot)
+        first = sse.retry(round(cast.config.server.retry * 1000))
+        takeover = offered(scope)
+        if takeover is not None and not takeover.prepare():
+            takeover = None
+        await send({"type": "http.response.start", "status": 200, "headers": _HEAD})
+        if takeover is not None:
+            taken = TakenWriter(hub)
+            outcome = takeover.take(taken)
+            if outcome is Outcome.TAKEN:
+                _carry(taken, connect, first)
+            if outcome is not Outcome.PLAIN:
+                return
+        writer = _Writer(send)
+        try:
+            writer.stream = stream = connect(writer.wake)
+        except Unavailable as error:  # it was admitted, but the head took its time
+            await send({"type": "http.response.body", "body": _not_now(error), "more_body": False})
             return
         try:
-            await writer.run(receive, first=sse.retry(round(cast.config.server.retry * 1000)))
+            await writer.run(receive, first=first)
         finally:
             hub.drop(stream)
+
+
+def _carry(writer: TakenWriter, connect: Callable[[Callable[[], None]], Stream], first: bytes) -> None:
+    """Open the stream of a transport that was taken over."""
+    writer.begin(first)
+    try:
+        writer.carry(connect(writer.wake))
+    except Exception as error:
+        if not isinstance(error, Unavailable):
+            logger.exception("a stream could not be opened")
+            error = Unavailable("the stream could not be opened", what="streams")
+        writer.begin(_not_now(error))
+        writer.close()
 
 
 class _Writer:
@@ -96,12 +132,11 @@ class _Writer:
             self._limit.reschedule(asyncio.get_running_loop().time() + END_LIMIT)
 
     async def run(self, receive: Receive, *, first: bytes) -> None:
-        """Send the head and a first block at once, then whatever the stream gives."""
+        """Send a first block at once, then whatever the stream gives."""
         leaving = asyncio.create_task(self._until_disconnect(receive))
         try:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(None) as self._limit:
-                    await self._send({"type": "http.response.start", "status": 200, "headers": _HEAD})
                     await self._body(first)
                     await self._carry(leaving)
         finally:
@@ -117,6 +152,9 @@ class _Writer:
             data = stream.take()
             if data:
                 await self._body(data)
+                if stream.state is StreamState.BEHIND:
+                    # A server's `send` need not wait for anything: the others have their turn between two pages.
+                    await asyncio.sleep(0)
             elif stream.state is StreamState.ENDED:
                 await self._body(b"", more=False)
                 return
@@ -132,13 +170,12 @@ class _Writer:
         self._ready.set()
 
 
-async def _not_now(send: Send, error: Unavailable) -> None:
+def _not_now(error: Unavailable) -> bytes:
     reason = error.reason if isinstance(error, Busy) else "unavailable"
     bye = sse.frame(b'{"reason":"%s"}' % reason.encode(), event="rowcast.bye")
     # While we drain, another replica is there to be had.
     pause = jitter.retry(0.5, 2.0) if reason == "draining" else jitter.retry(2.0, 8.0)
-    await send({"type": "http.response.start", "status": 200, "headers": _HEAD})
-    await send({"type": "http.response.body", "body": sse.retry(pause) + bye, "more_body": False})
+    return sse.retry(pause) + bye
 
 
 def _wants_status(headers: Headers) -> bool:

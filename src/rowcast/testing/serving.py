@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncIterator, Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import httpx
 import uvicorn
@@ -14,25 +14,30 @@ from starlette.types import ASGIApp
 
 from rowcast.errors import SetupError
 from rowcast.http.heads import LimitedProtocol
+from rowcast.http.takeover import Protocol
 from rowcast.sockets import address_of, listen
 
 
 @contextlib.asynccontextmanager
-async def serving(app: ASGIApp, *, lifespan: Literal["on", "off"] = "on") -> AsyncIterator[httpx.AsyncClient]:
+async def serving(
+    app: ASGIApp, *, lifespan: Literal["on", "off"] = "on", takeover: bool = True, **options: Any
+) -> AsyncIterator[httpx.AsyncClient]:
     """A client of the application, which listens on a free port for the time of the block.
 
-    `lifespan` "off" is what an application sees that is mounted into another. Raises `SetupError` when it does
-    not start; its log says why.
+    `lifespan` "off" is what an application sees that is mounted into another. `takeover` False: streams go through
+    ASGI `send`, as under a server of another make. `options` are further ones of `uvicorn.Config`.
+    Raises `SetupError` when it does not start; its log says why.
     """
     config = uvicorn.Config(
         app,
-        http=LimitedProtocol,
+        http=Protocol if takeover else LimitedProtocol,
         ws="none",
         lifespan=lifespan,
         log_config=None,
         access_log=False,
         # By default uvicorn believes X-Forwarded-For when it comes from this machine, as `rowcast serve` does not.
         proxy_headers=False,
+        **options,
     )
     with contextlib.closing(listen("127.0.0.1", 0)) as sock:
         server = _Server(config)

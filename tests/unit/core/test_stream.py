@@ -45,6 +45,7 @@ class Desk:
         if topic in self.stream.topics and self.stream.state is StreamState.LIVE:
             self.stream.push(entry)
         self.wire.head = entry.place
+        self.stream.bound()
 
     def take(self) -> list[dict[str, Any]]:
         """What the client gets, by fields; data that is an object is parsed."""

@@ -56,6 +56,10 @@ class World:
         if self.stream.state is StreamState.LIVE and topic in self.stream.topics:
             self.stream.push(entry)
         self.wire.head = entry.place
+        if self.rng.random() < 0.6:  # the flush comes by after one or several entries
+            self.stream.bound()
+        if self.rng.random() < 0.05:
+            self.stream.lag()
         return self.now, topic
 
     def start(self) -> None:

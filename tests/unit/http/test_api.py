@@ -77,10 +77,10 @@ async def test_data_is_passed_on_digit_by_digit_on_one_line(
     headers = bearer("alice", "t")
     async with client.stream("GET", "/events", headers=headers) as events:
         lines = events.aiter_bytes()
-        assert b"retry: 1000" in await anext(lines)
+        received = await anext(lines)
+        assert b"retry: 1000" in received
         body = b'{"topic":"t","data":' + data.encode() + b"}"
         assert (await client.post("/publish", headers=KEY, content=body)).status_code == 202
-        received = b""
         async for chunk in lines:
             received += chunk
             if received.count(b"data: ") == 2:

@@ -100,7 +100,7 @@ async def test_too_large_a_head_behind_an_open_answer_cuts_it(
     writer.write(b"GET /events HTTP/1.1\r\nhost: x\r\nauthorization: " + token + b"\r\n\r\n")
     async with asyncio.timeout(10):
         await reader.readuntil(b"rowcast.ready")
-        writer.write(head(*(b"x-%d: 1" % n for n in range(200))))
+        writer.write(head(*(b"x-%d: %b" % (n, b"1" * 200) for n in range(200))))
         try:
             rest = await reader.read()
         except ConnectionError:

@@ -1,0 +1,176 @@
+"""The flush: when what is pending for streams is written.
+
+`send()` is what fan-out costs, so the way to be fast is to call it less: frames are appended to the pending lists of
+their streams, and each stream is written once per flush, joined. It is fair and paced:
+
+- Entries with up to EXPRESS subscribers, and everything that concerns one stream alone, put their streams on the
+  *express* queue, which is drained first in each turn. A turn comes as soon as the loop has done what is due.
+- The streams of other entries wait for the *bulk* round, which writes in slices of SLICE seconds and lets the loop go
+  on between two. After a round there is a pause as long as the round was, PAUSE at most, so that frames merge exactly
+  when there is load.
+- What the express queue holds beyond one slice goes with the next round, and until that is over everything does: many
+  streams with few subscribers each are bulk as well.
+
+A stream may be on both queues. Its pending list is always written whole, so whichever reaches it first keeps its order.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Collection
+
+from rowcast.core.stream import Stream, StreamState
+
+EXPRESS = 64
+"""Subscribers up to which an entry hurries."""
+
+SLICE = 0.002
+"""Seconds that a turn may write to the streams of either queue before the loop goes on."""
+
+PAUSE = 0.05
+"""Seconds between two rounds at most."""
+
+STRIDE = 32
+"""Streams between two looks at the clock."""
+
+
+class Flush:
+    """The two queues of a hub and their pace.
+
+    `wake` has a stream's writer take what is pending; it must not raise. Without a running loop (in tests that drive
+    a hub by hand) everything is written at once.
+    """
+
+    def __init__(self, wake: Callable[[Stream], None], clock: Callable[[], float] = time.perf_counter) -> None:
+        self._wake = wake
+        self._clock = clock
+        self._express: list[Stream] = []
+        self._bulk: list[Stream] = []
+        self._round: list[Stream] = []
+        self._at = 0
+        self._began = 0.0
+        self._not_before = 0.0
+        self._crowded = False
+        self._soon = False
+        self._timer: asyncio.TimerHandle | None = None
+        self.rounds = 0
+        """Rounds that were completed."""
+
+    def push(self, streams: Collection[Stream], frame: bytes) -> int:
+        """Give a frame to those of the streams that are LIVE, and have it written. Returns how many those are.
+
+        This loop runs once per delivery: whatever can be done per entry has no place in it.
+        """
+        live = StreamState.LIVE
+        given = 0
+        if len(streams) <= EXPRESS and not self._crowded:
+            for stream in streams:
+                if stream.state is live:
+                    given += 1
+                    stream.pending.append(frame)
+                    if not stream.express:
+                        stream.express = True
+                        self._express.append(stream)
+            return given
+        bulk = self._bulk
+        for stream in streams:
+            if stream.state is live:
+                given += 1
+                stream.pending.append(frame)
+                if not stream.bulk:
+                    stream.bulk = True
+                    bulk.append(stream)
+        return given
+
+    def add(self, stream: Stream) -> None:
+        """Have a stream written that something happened to: with the express, unless that is crowded."""
+        if self._crowded:
+            self.later(stream)
+        elif not stream.express:
+            stream.express = True
+            self._express.append(stream)
+
+    def later(self, stream: Stream) -> None:
+        """Have a stream written with the next round: it has much to catch up with."""
+        if not stream.bulk:
+            stream.bulk = True
+            self._bulk.append(stream)
+
+    def start(self) -> None:
+        """Have what was put on the queues written, in turns of its own."""
+        if self._soon or not (self._express or self._bulk or self._round):
+            return
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            while self._express or self._bulk:
+                self._hurry(float("inf"))
+                self._slice(float("inf"))
+            return
+        if not self._express and not self._round:
+            pause = self._not_before - self._clock()
+            if pause > 0:
+                if self._timer is None:
+                    self._timer = loop.call_later(pause, self._turn_after_pause)
+                return
+        self._soon = True
+        loop.call_soon(self._turn)
+
+    def _turn_after_pause(self) -> None:
+        self._timer = None
+        self._not_before = 0.0
+        self.start()
+
+    def _turn(self) -> None:
+        self._soon = False
+        now = self._clock()
+        try:
+            self._hurry(now + SLICE)
+            now = self._clock()
+            if self._round or now >= self._not_before:
+                self._slice(now + SLICE)
+        finally:
+            self.start()
+
+    def _hurry(self, until: float) -> None:
+        """Drain the express queue; what can't be done until then goes with the bulk."""
+        express, self._express = self._express, []
+        live = StreamState.LIVE
+        for start in range(0, len(express), STRIDE):
+            if start and self._clock() >= until:
+                self._crowded = True
+                for stream in express[start:]:
+                    stream.express = False
+                    self.later(stream)
+                return
+            for stream in express[start : start + STRIDE]:
+                stream.express = False
+                if stream.pending or stream.state is not live:
+                    self._wake(stream)
+
+    def _slice(self, until: float) -> None:
+        """Go on with the round, or begin one."""
+        if not self._round:
+            if not self._bulk:
+                return
+            self._round, self._bulk = self._bulk, []
+            self._at = 0
+            self._began = self._clock()
+        streams = self._round
+        live = StreamState.LIVE
+        while self._at < len(streams):
+            start = self._at
+            self._at += STRIDE
+            for stream in streams[start : self._at]:
+                stream.bulk = False
+                if stream.pending or stream.state is not live:
+                    self._wake(stream)
+            now = self._clock()
+            if now >= until and self._at < len(streams):
+                return
+        now = self._clock()
+        self._not_before = now + min(now - self._began, PAUSE)
+        self._round = []
+        self._crowded = False
+        self.rounds += 1

@@ -1,0 +1,161 @@
+"""The flush: who is written when, with the clock in our hands."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from typing import Any
+
+import pytest
+
+from rowcast.core.grants import Grant
+from rowcast.core.ring import Ring
+from rowcast.core.stream import Stream, StreamState, Wire
+from rowcast.flush import EXPRESS, PAUSE, SLICE, STRIDE, Flush
+
+
+class Desk:
+    """A flush whose writers take at once; each write takes `cost` seconds of a clock of our own."""
+
+    def __init__(self, cost: float = 0.0) -> None:
+        self.now = 0.0
+        self.cost = cost
+        self.wire = Wire(Ring(1 << 20), max_event=1 << 20, replica="r")
+        self.written: list[tuple[str, bytes]] = []
+        self.flush = Flush(self.wake, lambda: self.now)
+
+    def wake(self, stream: Stream) -> None:
+        stream.wake()
+
+    def streams(self, count: int, name: str = "s") -> list[Stream]:
+        return [self.stream(f"{name}{number}") for number in range(count)]
+
+    def stream(self, user: str) -> Stream:
+        def write() -> None:
+            self.now += self.cost
+            if data := stream.take():
+                self.written.append((user, data))
+
+        stream = Stream(Grant(user), self.wire, write)
+        stream.start(frozenset(), None)
+        stream.take()
+        return stream
+
+
+def test_a_stream_is_written_once_per_flush() -> None:
+    desk = Desk()
+    few, many = desk.streams(2), desk.streams(EXPRESS + 1, "m")
+    for frame in (b"1", b"2", b"3"):
+        assert desk.flush.push(few, frame) == 2
+        assert desk.flush.push(many, frame) == EXPRESS + 1
+    desk.flush.start()  # no loop runs: at once
+    assert len(desk.written) == 2 + EXPRESS + 1
+    assert {data for _, data in desk.written} == {b"123"}
+
+
+def test_streams_that_are_not_live_are_passed_over() -> None:
+    desk = Desk()
+    one, two = desk.streams(2)
+    two.pause((1, 0))
+    assert desk.flush.push([one, two], b"x") == 1
+    assert not two.pending
+
+
+def test_whichever_queue_is_first_keeps_the_order() -> None:
+    desk = Desk()
+    many = desk.streams(EXPRESS + 1)
+    desk.flush.push(many, b"1")
+    desk.flush.push(many[:1], b"2")
+    desk.flush.push(many, b"3")
+    desk.flush.start()
+    assert desk.written[0] == ("s0", b"123")
+    assert len(desk.written) == EXPRESS + 1
+
+
+async def test_the_express_goes_between_two_slices_of_a_round() -> None:
+    desk = Desk(cost=SLICE / STRIDE)
+    many, own = desk.streams(10 * STRIDE), desk.stream("own")
+    desk.flush.push(many, b"hot")
+    desk.flush.start()
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    before = len(desk.written)
+    assert 0 < before < len(many)
+    desk.flush.push([own], b"private")
+    desk.flush.start()
+    await asyncio.sleep(0)
+    assert desk.written[before] == ("own", b"private")
+    while len(desk.written) <= len(many):
+        await asyncio.sleep(0)
+    assert desk.flush.rounds == 1
+
+
+async def test_the_loop_goes_on_between_two_slices() -> None:
+    desk = Desk(cost=SLICE)
+    desk.flush.push(desk.streams(4 * STRIDE), b"hot")
+    desk.flush.start()
+    turns = 0
+    while desk.flush.rounds == 0:
+        await asyncio.sleep(0)
+        turns += 1
+    assert turns >= 4
+
+
+@pytest.mark.parametrize("cost", [0.001, 1.0])
+async def test_between_two_rounds_there_is_a_pause_as_long_as_a_round(
+    cost: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk = Desk(cost=cost / (EXPRESS + 1))
+    many = desk.streams(EXPRESS + 1)
+    desk.flush.push(many, b"1")
+    desk.flush.start()
+    while desk.flush.rounds == 0:
+        await asyncio.sleep(0)
+    asked: list[float] = []
+    loop = asyncio.get_running_loop()
+    later = loop.call_later
+
+    def watched(delay: float, *rest: Any) -> Any:
+        asked.append(delay)
+        return later(0, *rest)
+
+    monkeypatch.setattr(loop, "call_later", watched)
+    desk.flush.push(many, b"2")
+    desk.flush.push(many, b"3")
+    desk.flush.start()
+    while desk.flush.rounds == 1:
+        await asyncio.sleep(0)
+    assert asked == [pytest.approx(min(cost, PAUSE), rel=0.01)]
+    assert desk.written[-1][1] == b"23", "what came during the pause was merged"
+
+
+async def test_too_much_for_the_express_goes_with_the_bulk() -> None:
+    desk = Desk(cost=SLICE / 10)
+    streams = desk.streams(6 * STRIDE)
+    for start in range(0, len(streams), EXPRESS):
+        desk.flush.push(streams[start : start + EXPRESS], b"1")
+    desk.flush.start()
+    while desk.flush.rounds == 0:
+        await asyncio.sleep(0)
+    assert sorted(user for user, _ in desk.written) == sorted(stream.grant.user for stream in streams)
+
+
+def test_a_delivery_costs_no_call() -> None:
+    """The inner loop by counts: an entry for many streams makes as many appends, and calls nothing of Python."""
+    desk = Desk()
+    many = desk.streams(1000)
+    desk.flush.push(many, b"0")  # all are on the queue
+    calls: list[str] = []
+
+    def profile(frame: Any, event: str, argument: Any) -> None:
+        if event == "call":
+            calls.append(frame.f_code.co_name)
+
+    sys.setprofile(profile)
+    try:
+        desk.flush.push(many, b"1")
+    finally:
+        sys.setprofile(None)
+    assert calls == ["push"]
+    assert all(stream.pending == [b"0", b"1"] for stream in many)
+    assert all(stream.state is StreamState.LIVE for stream in many)
