@@ -27,7 +27,7 @@ export interface Message<T = any> {
   event: string;
   /** Parsed JSON; text, where it is none. */
   data: T;
-  /** The position to resume from; "" while a snapshot is under way. */
+  /** The position to resume from. */
   id: string;
 }
 

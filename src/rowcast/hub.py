@@ -489,7 +489,7 @@ class Hub:
                 reset, place = "position_expired", None
         if self.cache is not None and cursor is not None:
             self.cache.hold((stream,))
-        anew = place is not None and self._gains.since(user, place)
+        anew = cursor is not None and place is not None and (cursor.owed or self._gains.since(user, place))
         mark = 0 if cursor is None else cursor.mark
         stream.start(topics, place, reset, anew=anew, held=held or (), mark=mark)
         if place is not None:

@@ -30,6 +30,7 @@ from rowcast.auth.jwt import mint
 from rowcast.config import Config
 from rowcast.core.position import Place, parse_lsn, parse_position
 from rowcast.testing.follower import Follower
+from rowcast.testing.rows import Rows
 from rowcast.testing.server import RowcastServer
 from rowcast.testing.stream import Block
 from rowcast.testing.truth import Moment, Row, Truth
@@ -69,6 +70,7 @@ secret = "{secret}"
 [[route]]
 table = "items"
 topic = "{{topic}}"
+snapshot = true
 
 [[route]]
 table = "notes"
@@ -130,11 +132,15 @@ class Span:
 
 
 class Client:
-    """A client as the documentation wants it, with a record of all that came."""
+    """A client as the documentation wants it, with a record of all that came.
 
-    def __init__(self, user: str, pick: Callable[[], str], pool: Pool) -> None:
+    With `snapshot` it asks the service for its rows, and else (as a REST API would) the database.
+    """
+
+    def __init__(self, user: str, pick: Callable[[], str], pool: Pool, *, snapshot: bool) -> None:
         self.user = user
-        self.view: View = {}
+        self.rows = Rows() if snapshot else None
+        self._view: View = {}
         self.topics: frozenset[str] = frozenset()
         self.spans: list[Span] = []
         self.resets: list[str] = []
@@ -144,13 +150,25 @@ class Client:
         self._pool = pool
         self._asked: str | None = None
         token = mint(Config.from_sections({"auth": SECRET}), user)
-        self.follower = Follower(pick, token, self._heed, connecting=self._connecting)
+        self.follower = Follower(
+            pick, token, self._heed, connecting=self._connecting, params={"snapshot": "1"} if snapshot else None
+        )
+
+    @property
+    def view(self) -> View:
+        """What it shows."""
+        if self.rows is None:
+            return self._view
+        topics = {topic: rows for topic, rows in self.rows.rows.items() if not topic.startswith("user:")}
+        return {(topic, key): row["number"] for topic, rows in topics.items() for key, row in rows.items()}
 
     def _connecting(self, position: str | None) -> None:
         self._asked = position
 
     async def _heed(self, block: Block) -> None:
-        if block.event == "rowcast.ready":
+        if self.rows is not None:
+            self._keep(self.rows, block)
+        elif block.event == "rowcast.ready":
             await self._ready(block)
         elif block.event == "rowcast.reset":
             self.resets.append(block.data["reason"])
@@ -161,6 +179,22 @@ class Client:
             await self._switch(frozenset(block.data["topics"]))
         elif block.event == "message":
             self._message(block)
+
+    def _keep(self, rows: Rows, block: Block) -> None:
+        """The rows come by the stream itself."""
+        if block.event == "message" and block.data["metadata"]["table_name"] == "notes":
+            self.notes += 1
+            self.noted.set()
+            return
+        if block.event == "rowcast.snapshot":
+            assert block.data["topic"] in {*self.topics, f"user:{self.user}"}, f"{self.user}: not theirs: {block}"
+            assert "failed" not in block.data
+        elif block.event.startswith("rowcast.") and block.event != "rowcast.bye":
+            self.topics = frozenset(block.data["topics"])
+            if block.event == "rowcast.reset":
+                self.resets.append(block.data["reason"])
+            self.ready.set()
+        rows.take([block])
 
     async def _ready(self, block: Block) -> None:
         topics = frozenset(block.data["topics"])
@@ -179,7 +213,7 @@ class Client:
 
     async def _switch(self, topics: frozenset[str]) -> None:
         added, self.topics = topics - self.topics, topics
-        self.view = {key: number for key, number in self.view.items() if key[0] in topics}
+        self._view = {key: number for key, number in self._view.items() if key[0] in topics}
         await self._fetch(added)
 
     def _message(self, block: Block) -> None:
@@ -192,16 +226,16 @@ class Client:
         if topic not in self.topics:
             pass  # missed before a topic was removed: shown no more
         elif action == "delete":
-            self.view.pop((topic, record["id"]), None)
+            self._view.pop((topic, record["id"]), None)
         else:
-            self.view[topic, record["id"]] = record["number"]
+            self._view[topic, record["id"]] = record["number"]
 
     async def _fetch(self, topics: frozenset[str], *, anew: bool = False) -> None:
         """What the application's own API would answer."""
         if anew:
-            self.view = {}
+            self._view = {}
         if topics:
-            self.view |= await select(self._pool, topics)
+            self._view |= await select(self._pool, topics)
 
 
 async def select(pool: Pool, topics: frozenset[str]) -> View:
@@ -224,7 +258,7 @@ class History:
         async with asyncio.TaskGroup() as group:
             following = []
             for _ in range(self.rng.randrange(2, 5)):
-                client = Client(self.rng.choice(self.users), pick, pool)
+                client = Client(self.rng.choice(self.users), pick, pool, snapshot=self.rng.random() < 0.4)
                 self.clients.append(client)
                 following.append(group.create_task(client.follower.run()))
             for _ in range(self.rng.randrange(8, 20)):

@@ -110,7 +110,7 @@ def stage(request: pytest.FixtureRequest, database: str, tmp_path: Path) -> Iter
         with (tmp_path / "proxy.log").open("wb") as log:
             proxy = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
         stack.callback(proxy.wait)
-        stack.callback(proxy.kill)
+        stack.callback(proxy.terminate)  # killed, nginx would leave its workers behind
         url = f"http://127.0.0.1:{port}"
         with httpx.Client(base_url=url) as client:
             while True:

@@ -299,7 +299,7 @@ class Client:
         if b"id" in fields:
             self.position = fields[b"id"].decode()
             # In the middle of a conflated catch-up an older entry may have been left out for a newer one to come.
-            if self.position and not self.world.database.conflate:
+            if not self.world.database.conflate:
                 self.check()
 
     def _event(self, name: str, data: dict[str, Any]) -> None:
@@ -351,8 +351,10 @@ class Client:
             del rows[row]
 
     def check(self) -> None:
-        """Whoever holds a position has everything up to there."""
+        """Whoever holds a position has everything up to there, rows included unless the position says otherwise."""
         place = parse_position(self.position).place
+        if parse_position(self.position).owed:
+            return
         tables = self.world.oracle().tables(place)
         for topic in self.topics - {"x:c"}:
             if topic in self.complete:

@@ -6,11 +6,12 @@ messages count; Relation, Type and Origin messages do not, since they come at di
 different walsenders) has `(i + 1) << 20`, and the entries that one change is routed to count up from
 there. `minor` 0 at an LSN means "everything committed before this LSN".
 
-A position that was given to a client while entries were held back from it (see `throttle`) has a mark besides.
+A position that was given to a client while entries were held back from it (see `throttle`) has a mark besides, and one
+that was given while it still lacked rows of a snapshot (see `fill`) has a star.
 
 On the wire (the SSE `id:`, and so the client's `Last-Event-ID`) it reads `EPOCH:MAJOR-MINOR`: epoch and
-major in hexadecimal, as Postgres writes LSNs but without the slash, minor in decimal. A mark follows as `~MARK`, in
-base 36.
+major in hexadecimal, as Postgres writes LSNs but without the slash, minor in decimal. The star follows, and then the
+mark as `~MARK`, in base 36.
 """
 
 from __future__ import annotations
@@ -27,8 +28,11 @@ MAX_TEXT = 64
 """Longest accepted text form, in characters."""
 
 _TEXT = re.compile(
-    r"([0-9a-f]{1,16}):([0-9A-Fa-f]{1,16})-([0-9]{1,19})(?:~([0-9a-z]{1,12})(?:~([0-9a-z]{1,12}))?)?", re.ASCII
+    r"([0-9a-f]{1,16}):([0-9A-Fa-f]{1,16})-([0-9]{1,19})(\*)?(?:~([0-9a-z]{1,12})(?:~([0-9a-z]{1,12}))?)?", re.ASCII
 )
+
+OWED = "*"
+"""Behind a place: whoever comes back with it is sent the rows of its topics anew."""
 
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 
@@ -45,7 +49,7 @@ class Position(NamedTuple):
     `epoch` stands for the database's identity (system identifier, timeline) and the log's incarnation;
     positions of different epochs can't be compared, and a client that holds one of another epoch is reset.
     `mark`: what was held back when a client was given it; 0: nothing. `over`: how far the client has what the very next
-    entry may not overtake; see `throttle`.
+    entry may not overtake; see `throttle`. `owed`: rows of a snapshot were still to come.
     """
 
     epoch: str
@@ -53,6 +57,7 @@ class Position(NamedTuple):
     minor: int
     mark: int = 0
     over: int = 0
+    owed: bool = False
 
     @property
     def place(self) -> Place:
@@ -60,7 +65,8 @@ class Position(NamedTuple):
         return (self.major, self.minor)
 
     def __str__(self) -> str:
-        return format_position(self.epoch, (self.major, self.minor)) + format_mark(self.mark, self.over)
+        owed = OWED if self.owed else ""
+        return format_position(self.epoch, (self.major, self.minor)) + owed + format_mark(self.mark, self.over)
 
 
 def format_position(epoch: str, place: Place) -> str:
@@ -90,8 +96,8 @@ def parse_position(text: str) -> Position:
             "Last-Event-ID is not a position of this service: expected the id of an earlier event, "
             "like 7f3a:16B3740-1048576; leave it out to start from now"
         )
-    epoch, major, minor, mark, over = match.groups()
-    return Position(epoch, int(major, 16), int(minor), int(mark or "0", 36), int(over or "0", 36))
+    epoch, major, minor, owed, mark, over = match.groups()
+    return Position(epoch, int(major, 16), int(minor), int(mark or "0", 36), int(over or "0", 36), bool(owed))
 
 
 def parse_lsn(text: str) -> int:

@@ -40,20 +40,15 @@ def heartbeat(position: str) -> bytes:
     return b"id: " + _field(position, "id") + b"\n\n"
 
 
-def bare(block: bytes) -> bytes:
-    """A block without its id: it leaves the client's last event id as it is."""
-    return block.partition(b"\n")[2] if block.startswith(b"id: ") else block
-
-
-def forgetting(block: bytes) -> bytes:
-    """A block with an empty id: the client forgets its last event id, and comes back without one."""
-    return b"id: \n" + bare(block)
-
-
 def marked(block: bytes, mark: str) -> bytes:
     """A block that begins with its id, with a mark put behind the id."""
     first, _, rest = block.partition(b"\n")
     return first + mark.encode() + b"\n" + rest
+
+
+def placed(block: bytes, position: str) -> bytes:
+    """A block that has no id, with one."""
+    return b"id: " + _field(position, "id") + b"\n" + block
 
 
 def at(block: bytes, position: str) -> bytes:

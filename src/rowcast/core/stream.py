@@ -20,8 +20,8 @@ The rules:
   from the head. Never silence.
 - A stream that asked for snapshots is owed one of each topic that it gets: at its start, after a reset, and when its
   subscription gives it the topic. It stays BEHIND at that place until the rows are there and sent (see `fill`), and
-  then goes on from it, leaving out what the rows hold. Until that is over its blocks have no id, and the block that
-  begins it has an empty one: whoever is cut off meanwhile comes back without a position, to begin with snapshots again.
+  then goes on from it, leaving out what the rows hold. Until that is over its positions have a star: whoever is
+  cut off meanwhile comes back with one, to what it missed of its other topics, and with snapshots begun anew.
 - Entries that the `throttle` holds are given to a LIVE stream when they are due. A stream that gets behind takes them
   along as *deferred*, and sends them when they are due, or leaves those that are not to the hub when it is LIVE again.
   While it defers any, the ids that it sends have its clock for a mark.
@@ -45,7 +45,7 @@ from rowcast.core import sse
 from rowcast.core.entry import Entry, Kind, user_topic
 from rowcast.core.fill import Fill, Filter, Wants, due
 from rowcast.core.grants import Grant
-from rowcast.core.position import ORIGIN, Place, format_mark, format_position
+from rowcast.core.position import ORIGIN, OWED, Place, format_mark, format_position
 from rowcast.core.ring import Ring, Walk
 from rowcast.core.throttle import Throttle
 
@@ -187,16 +187,16 @@ class Stream:
         mark: int = 0,
     ) -> None:
         """Begin with effective topics: LIVE at the head, or BEHIND from `cursor`. `reset` tells the client
-        why its position can't be resumed from. `anew`: since the cursor there may have been topics gained, of which
-        the client has no rows. `held` is what the client has not got of what is up to its cursor, by its `mark`."""
+        why its position can't be resumed from. `anew`: there may be topics of which the client has no rows, or not
+        all of them. `held` is what the client has not got of what is up to its cursor, by its `mark`."""
         assert self.state is StreamState.STARTING
         self.topics = topics
         self.state = StreamState.LIVE
         place = self.wire.head if cursor is None else cursor
         self._origin = place if cursor is None or not mark else ORIGIN
         deferred = {(entry.topic, entry.key): entry for entry in held}
-        position = self.wire.position(place) + (format_mark(mark) if deferred else "")
         owed = self._owed(topics) if cursor is None or anew else frozenset()
+        position = self._position(place, owed) + (format_mark(mark) if deferred else "")
         data = {
             "user": self.grant.user,
             "topics": self.listed(topics),
@@ -206,11 +206,10 @@ class Stream:
         if self.snapshot:
             data["snapshot"] = sorted(owed)
         block = sse.frame(_json(data), position=position, event="rowcast.ready")
-        self._append(sse.forgetting(block) if owed else block)
+        self._append(block)
         self.beaten = place
         if reset is not None:
-            block = self._reset_block(reset, self.wire.head, owed)
-            self._append(sse.forgetting(block) if owed else block)
+            self._append(self._reset_block(reset, self.wire.head, owed))
         if cursor is not None or owed:
             self._fall_behind(place)
             self._deferred = deferred
@@ -274,7 +273,7 @@ class Stream:
             self._leave_and_join(place, topics)
         self.topics = topics
         if self.state is StreamState.LIVE:
-            self._append(sse.forgetting(block) if owed else sse.marked(block, self.wire.mark))
+            self._append(sse.marked(block, self.wire.mark))
             self.beaten = place
             if owed or self.pending_bytes > PENDING_LIMIT:
                 self._fall_behind(place)
@@ -514,11 +513,13 @@ class Stream:
             return
         left = due(entry, self._walk_topics, self._filters)
         if left is None:
-            self._append(sse.bare(entry.frame(self.wire.epoch, self.wire.max_event)))
-        else:
-            # In an envelope without topics they are all the same.
-            for block in dict.fromkeys(entry.frame_on(topic, self.wire.max_event) for topic in left):
+            self._append(sse.marked(entry.frame(self.wire.epoch, self.wire.max_event), OWED))
+        elif left:
+            # In an envelope without topics they are all the same. They are one entry: the last one has its position.
+            *blocks, last = dict.fromkeys(entry.frame_on(topic, self.wire.max_event) for topic in left)
+            for block in blocks:
                 self._append(block)
+            self._append(sse.placed(last, self.wire.position(entry.place) + OWED))
 
     def _bound(self) -> Place | None:
         """The place up to which the topics are `_walk_topics` and the filters those that there are; None: up to the
@@ -590,10 +591,9 @@ class Stream:
             self._give_up([name for name in self._deferred if name[0] not in turn.topics])
         self._walk_topics = turn.topics
         self.cursor = max(self.cursor, turn.place)
-        if turn.block and turn.owed:
-            self._append(sse.forgetting(turn.block))
-        elif turn.block:
-            self._append(sse.bare(turn.block) if self._filters else self._marked(turn.block))
+        if turn.block:
+            lacking = self._filters and not turn.owed
+            self._append(sse.marked(turn.block, OWED) if lacking else self._marked(turn.block))
         self._owe(turn.owed)
 
     # What is held
@@ -637,8 +637,8 @@ class Stream:
         for entry in sorted((self._deferred.pop(name) for name in names), key=_due):
             block = entry.frame(self.wire.epoch, self.wire.max_event)
             mark = format_mark(self._clock, entry.due if before is not None else 0)
-            bare = self.fill is not None or bool(self._filters)
-            self._append(sse.bare(block) if bare else sse.at(block, self.wire.position(place) + mark))
+            owed = OWED if self.fill is not None or self._filters else ""
+            self._append(sse.at(block, self.wire.position(place) + owed + mark))
 
     def _leave_and_join(self, place: Place, topics: frozenset[str]) -> None:
         """Topics are about to change at a place: what is held of those that go is sent now, and what is held of those
@@ -682,16 +682,15 @@ class Stream:
             return
         owed = self._owed(self.topics)
         block = self._reset_block(reason, self.wire.head, owed)
+        self._append(block)
         if owed:
-            self._append(sse.forgetting(block))
             self._walk_topics = self.topics
             self._owe(owed)
         else:
-            self._append(block)
             self.state = StreamState.LIVE
 
     def _reset_block(self, reason: str, place: Place, owed: frozenset[str]) -> bytes:
-        position = self.wire.position(place)
+        position = self._position(place, owed)
         self.beaten = place
         self.wire.resets += 1
         data: dict[str, Any] = {"reason": reason, "position": position, "topics": self.listed(self.topics)}
@@ -707,7 +706,11 @@ class Stream:
         }
         if self.snapshot:
             data["snapshot"] = sorted(owed)
-        return sse.frame(_json(data), position=self.wire.position(place), event="rowcast.subscriptions")
+        return sse.frame(_json(data), position=self._position(place, owed), event="rowcast.subscriptions")
+
+    def _position(self, place: Place, owed: frozenset[str]) -> str:
+        """A place's wire form when snapshots of some topics are owed from there on."""
+        return self.wire.position(place) + (OWED if owed else "")
 
 
 def _due(entry: Entry) -> int:

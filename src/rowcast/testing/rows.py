@@ -40,10 +40,7 @@ class Rows:
                 if not topic.startswith("user:"):
                     del self.rows[topic]
             self.complete &= self.rows.keys()
-            owed = set(block.data["snapshot"])
-            self.complete -= owed
-            if owed:
-                self.position = ""
+            self.complete -= set(block.data["snapshot"])
         elif block.event == "message" and "action" in block.data:
             self._change(block.data)
 

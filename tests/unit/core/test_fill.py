@@ -11,6 +11,7 @@ from rowcast.core.entry import Entry, Kind
 from rowcast.core.fill import Fill, Filter, Read, due
 from rowcast.core.gains import MAX_USERS, Gains
 from rowcast.core.grants import Grant
+from rowcast.core.position import parse_position
 from rowcast.core.ring import Ring
 from rowcast.core.snapshot import Snapshot
 from rowcast.core.stream import PAGE, Stream, StreamState, Wire
@@ -86,10 +87,10 @@ def numbers(blocks: list[dict[str, str]]) -> list[int]:
     return [msgspec.json.decode(block["data"])["n"] for block in blocks if '"n"' in block.get("data", "")]
 
 
-def test_nothing_comes_before_the_rows_and_no_position_before_the_join() -> None:
+def test_nothing_comes_before_the_rows_and_positions_say_so_before_the_join() -> None:
     world = World("t:a", "x")
     (ready,) = world.take()
-    assert (ready["id"], ready["event"]) == ("", "rowcast.ready")
+    assert (ready["id"], ready["event"]) == ("e:A-0*", "rowcast.ready")
     assert msgspec.json.decode(ready["data"])["snapshot"] == ["t:a"]
     world.append(entry(11), entry(12, xid=UNSEEN), entry(13, "x"), entry(14, xid=0))
     assert world.take() == []
@@ -99,7 +100,7 @@ def test_nothing_comes_before_the_rows_and_no_position_before_the_join() -> None
     blocks = world.take()
     assert [block.get("data") for block in blocks[:2]] == ["1", "2"]
     assert numbers(blocks) == [12, 13, 14, 25]
-    assert [block.get("id") for block in blocks] == [None] * 5 + ["e:14-0", "e:19-1"]
+    assert [block.get("id") for block in blocks] == [None, None, "e:C-1*", "e:D-1*", "e:E-1*", "e:14-0", "e:19-1"]
     assert world.stream.state is StreamState.LIVE
 
 
@@ -131,15 +132,34 @@ def test_a_truncate_is_addressed_to_the_topics_whose_rows_do_not_hold_it() -> No
     assert blocks[-1] == {"id": "e:15-0"}
 
 
-def test_a_gained_topic_makes_the_client_forget_its_position_until_it_has_the_rows() -> None:
+def test_a_gained_topic_marks_the_positions_until_the_client_has_the_rows() -> None:
     world = World("x")
     assert world.take()[0]["id"] == "e:A-0"
     world.stream.change((11, 0), frozenset({"x", "t:a", "user:ann"}))
     (told,) = world.take()
-    assert (told["id"], told["event"]) == ("", "rowcast.subscriptions")
+    assert (told["id"], told["event"]) == ("e:B-0*", "rowcast.subscriptions")
     world.append(entry(12, "x"), entry(13))
     world.supply(a=Pages("1"))
-    assert [block.get("id") for block in world.take()] == [None, None, "e:14-0"]
+    assert [block.get("id") for block in world.take()] == [None, "e:C-1*", "e:14-0"]
+
+
+def test_cut_off_before_the_rows_the_client_misses_nothing_of_its_other_topics() -> None:
+    world = World("x")
+    world.take()
+    world.stream.change((11, 0), frozenset({"x", "t:a", "user:ann"}))
+    world.append(entry(12, "x"), entry(13), entry(14, "x"), entry(15))
+    (told,) = world.take()
+    cursor = parse_position(told["id"])
+    assert cursor.owed
+    again = Stream(Grant("ann"), world.wire, lambda: None, snapshot=True)
+    again.start(frozenset({"x", "t:a", "user:ann"}), cursor.place, anew=cursor.owed)
+    world.stream = again
+    world.supply(a=Pages("1"))
+    blocks = world.take()
+    assert blocks[0]["id"] == told["id"]
+    assert msgspec.json.decode(blocks[0]["data"])["snapshot"] == ["t:a"]
+    assert numbers(blocks) == [12, 14]
+    assert blocks[-1] == {"id": "e:14-0"}
 
 
 def test_what_is_lost_before_the_rows_are_there_is_not_sent() -> None:
@@ -169,7 +189,7 @@ def test_a_reset_brings_the_rows_anew() -> None:
     world.stream.resume(world.stream.topics)
     world.supply(a=Pages("old"), after=12)  # of the fill before it
     (reset,) = world.take()
-    assert (reset["event"], reset["id"]) == ("rowcast.reset", "")
+    assert (reset["event"], reset["id"]) == ("rowcast.reset", "e:F-0*")
     assert len(world.asked.fills) == 2
     world.supply(a=Pages("new"), after=30)
     assert [block.get("data") for block in world.take()] == ["new", None]

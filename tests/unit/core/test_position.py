@@ -11,7 +11,13 @@ LSNS = st.integers(0, 2**64 - 1)
 MARKS = st.integers(0, 2**51)
 """Microseconds since the Unix epoch, until 2041."""
 positions = st.builds(
-    Position, st.from_regex(r"[0-9a-f]{1,16}", fullmatch=True), LSNS, st.integers(0, 2**62), MARKS, st.just(0)
+    Position,
+    st.from_regex(r"[0-9a-f]{1,16}", fullmatch=True),
+    LSNS,
+    st.integers(0, 2**62),
+    MARKS,
+    st.just(0),
+    st.booleans(),
 )
 overtaking = st.builds(
     Position,
@@ -20,6 +26,7 @@ overtaking = st.builds(
     st.integers(0, 2**43),
     st.integers(1, 2**51),
     MARKS,
+    st.booleans(),
 )
 
 
