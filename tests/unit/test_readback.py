@@ -110,6 +110,12 @@ class Client:
     def numbers(self) -> list[int]:
         return [int(part.split(b">")[0]) for part in self.data.split(b"data: <")[1:]]
 
+    async def has(self, number: int) -> None:
+        async with asyncio.timeout(20):
+            while number not in self.numbers:
+                self.moved.clear()
+                await self.moved.wait()
+
     async def live(self) -> None:
         async with asyncio.timeout(20):
             while self.stream.state is not StreamState.LIVE:
@@ -135,6 +141,7 @@ async def test_from_the_log_over_the_ring_to_live() -> None:
         assert client.stream.state is StreamState.BEHIND
         await client.live()
         desk.send(5)
+        await client.has(206)
         assert client.numbers == list(range(51, 207))
         assert b"rowcast.reset" not in client.data
         async with asyncio.timeout(20):
@@ -195,6 +202,8 @@ async def test_older_than_the_log_is_a_reset() -> None:
         await young.live()
         await old.live()
         desk.send(1)
+        await young.has(202)
+        await old.has(202)
         assert young.numbers == list(range(101, 203))
         assert b"position_expired" in old.data
         assert old.numbers == [202]
@@ -210,6 +219,7 @@ async def test_evicted_while_it_is_read_is_a_reset() -> None:
         desk.log.first = (150, 1)
         await client.live()
         desk.send(1)
+        await client.has(202)
         assert b"position_expired" in client.data
         assert client.numbers == [*range(11, client.numbers[-2] + 1), 202]
 
