@@ -135,7 +135,8 @@ class Client:
                         self.note(noted, rows)
                         moments -= 1
                     rows.take([block])
-                    noted = place if block.id else noted if rows.position else None
+                    lacking = not rows.position or parse_position(rows.position).owed
+                    noted = None if lacking else place if block.id else noted
                     taken += 1
                     self.gained += block.event == "rowcast.subscriptions" and bool(block.data["snapshot"])
         finally:
