@@ -29,6 +29,16 @@ def postgres() -> Iterator[PostgresServer]:
 @pytest.fixture
 def database(postgres: PostgresServer) -> Iterator[str]:
     """The connection string of an empty database. Replication slots made in it are dropped afterwards."""
+    yield from _made(postgres)
+
+
+@pytest.fixture(scope="module")
+def shared_database(postgres: PostgresServer) -> Iterator[str]:
+    """The same, for all tests of a module that want to share one."""
+    yield from _made(postgres)
+
+
+def _made(postgres: PostgresServer) -> Iterator[str]:
     name = f"test_{next(_numbers)}"
     url = postgres.create_database(name)
     yield url

@@ -251,6 +251,7 @@ class Replica:
             replica=self.id,
             slot=postgres.slot,
             publication=postgres.publication,
+            wal_sender_timeout=postgres.wal_sender_timeout,
         )
         self.guard = Guard(
             log,
@@ -295,6 +296,7 @@ class Replica:
             publication=postgres.publication,
             max_event=self.config.server.max_event,
             redo=self.config.log.redo,
+            wal_sender_timeout=postgres.wal_sender_timeout,
         )
         self.guard = SlotWatch(
             leader,

@@ -66,6 +66,7 @@ class Postgres(Section):
     publication: str = Field(default="rowcast", pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,62}$")
     slot: str = Field(default="rowcast", pattern=r"^[a-z0-9_]{1,40}$")
     max_held_wal: Size = Field(default=1 << 30, gt=0)
+    wal_sender_timeout: Duration = Field(default=10.0, ge=2)
     snapshot_timeout: Duration = Field(default=10.0, gt=0)
     snapshot_bytes: Size = Field(default=256 << 20, ge=1 << 20)
     on_held_wal: Literal["warn", "drop"] = "warn"

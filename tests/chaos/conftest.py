@@ -4,7 +4,8 @@ A drill is short by default, and long by numbers in the environment (see docs/ex
 
 ROWCAST_ROUNDS   switches of a subscription, for each server (12)
 ROWCAST_KILLS    leaders killed (2)
-ROWCAST_OUTAGE   seconds for which Redis is away or its connections are killed (3)
+ROWCAST_OUTAGE   seconds for which Redis is away or its connections are killed (1)
+ROWCAST_HANGS    leaders stopped and continued (1)
 ROWCAST_RATE     changes a second that are written meanwhile (400)
 """
 
@@ -116,6 +117,27 @@ class Drill:
                     due = clock()  # it was held up: what is missing is not made up for in a burst
                 await asyncio.sleep(max(0.0, due - clock()))
 
+    async def told(self, replicas: Replicas, clients: list[Client]) -> str:
+        """Everything that a person needs who looks for the reason of a failure."""
+        with psycopg.connect(self.database) as connection, self.redis.client() as redis:
+            slots = connection.execute(
+                "SELECT slot_name, active, confirmed_flush_lsn, pg_current_wal_insert_lsn() FROM pg_replication_slots"
+            )
+            lines = [
+                *(f"slot: {slot}" for slot in slots.fetchall()),
+                f"log: {redis.hgetall('{rowcast:log}:head')} {redis.xlen('rowcast:log')} items",
+            ]
+        for client in clients:
+            lines += [f"{client.taken} came to a client; resets: {client.named('reset')}", *client.lately]
+        for server in replicas.alive:
+            async with self.client(server.url) as asked:
+                try:
+                    ready = (await asked.get("/readyz")).text
+                except httpx.HTTPError as error:
+                    ready = repr(error)
+            lines += [f"{server.url}: {ready}", server.log[-3000:]]
+        return "\n".join(lines)
+
     def committed(self) -> array[int]:
         """The ids of all items in commit order, as another decoder of the WAL has it."""
         ids: array[int] = array("q")
@@ -145,12 +167,16 @@ class Client:
         self._next = first
         self._sticky = sticky
         self._changed = asyncio.Event()
-        self._follower = Follower(self._pick, token, self._heed)
+        self._follower = Follower(self._pick, token, self._heed, buffer=1 << 16)
         self._task: asyncio.Task[None] | None = None
 
     @property
     def connections(self) -> int:
         return self._follower.connections
+
+    @property
+    def lately(self) -> list[str]:
+        return list(self._follower.lately)
 
     @property
     def taken(self) -> int:
@@ -196,7 +222,7 @@ class Client:
         self._changed.set()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def follow() -> type[Client]:
     return Client
 
@@ -216,14 +242,17 @@ def valkey() -> Iterator[ValkeyServer]:
         yield server
 
 
-@pytest.fixture
-def make_drill(database: str) -> type[Drill]:
-    with psycopg.connect(database, autocommit=True) as connection:
-        connection.execute("CREATE TABLE items (id bigserial PRIMARY KEY, kind text NOT NULL)")
-        connection.execute("SELECT pg_create_logical_replication_slot('oracle', 'test_decoding')")
-    return Drill
+@pytest.fixture(scope="session")
+def make_drill() -> Callable[[str, ValkeyServer], Drill]:
+    def make(database: str, redis: ValkeyServer) -> Drill:
+        with psycopg.connect(database, autocommit=True) as connection:
+            connection.execute("CREATE TABLE items (id bigserial PRIMARY KEY, kind text NOT NULL)")
+            connection.execute("SELECT pg_create_logical_replication_slot('oracle', 'test_decoding')")
+        return Drill(database, redis)
+
+    return make
 
 
 @pytest.fixture
-def drill(make_drill: type[Drill], database: str, valkey: ValkeyServer) -> Drill:
+def drill(make_drill: Callable[[str, ValkeyServer], Drill], database: str, valkey: ValkeyServer) -> Drill:
     return make_drill(database, valkey)

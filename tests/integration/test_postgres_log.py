@@ -45,23 +45,24 @@ CREATE PUBLICATION rowcast FOR TABLE items, quiet;
 """
 
 
-def new_log(url: str, pool: Pool, **names: str) -> PostgresLog:
+def new_log(url: str, pool: Pool, *, slot: str = "rowcast", wal_sender_timeout: float = 10.0) -> PostgresLog:
     return PostgresLog(
         url,
         pool,
         Router([Route.from_templates("items", origin="test", topic="items:{grp}")]),
         Messages(b"0123456789abcdef"),
         replica=f"{next(_numbers):08x}",
-        slot=names.get("slot", "rowcast"),
+        slot=slot,
         publication="rowcast",
+        wal_sender_timeout=wal_sender_timeout,
     )
 
 
 @contextlib.asynccontextmanager
-async def opened(url: str) -> AsyncIterator[PostgresLog]:
+async def opened(url: str, *, wal_sender_timeout: float = 10.0) -> AsyncIterator[PostgresLog]:
     """A log with a pool of its own, as each replica has one."""
     async with make_pool(Postgres(url=url)) as pool:
-        log = new_log(url, pool)
+        log = new_log(url, pool, wal_sender_timeout=wal_sender_timeout)
         await log.open()
         try:
             yield log
@@ -529,18 +530,16 @@ async def test_a_table_that_lost_its_key_or_is_gone_is_noticed(items: str) -> No
 # A reader that does not read
 
 
-async def test_a_reader_that_stops_lets_a_checkpoint_and_a_shutdown_finish(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """It does not answer either, so the server cuts it; afterwards it resumes, or is reset."""
-    monkeypatch.setitem(wal._OPTIONS, "wal_sender_timeout", "1s")
-    # A walsender that was told to go still wants to say so, into a socket that is full.
-    monkeypatch.setitem(wal._OPTIONS, "tcp_user_timeout", "2s")
+async def test_a_reader_that_stops_lets_a_checkpoint_and_a_shutdown_finish() -> None:
+    """It does not answer either, so the server cuts it; afterwards it resumes, or is reset.
+
+    A walsender that was told to go still wants to say so, into a socket that is full: hence `tcp_user_timeout`.
+    """
     settings = {"max_slot_wal_keep_size": "1MB", "max_wal_size": "32MB", "min_wal_size": "32MB"}
     with PostgresServer(settings=settings) as server:
         with admin(server.url()) as connection:
             connection.execute(SCHEMA)
-        async with opened(server.url()) as log:
+        async with opened(server.url(), wal_sender_timeout=1.0) as log:
             tail = log.tail()
             assert (await anext(tail)).reset == "start"
 

@@ -479,6 +479,34 @@ async def test_ids_hold_when_every_replica_and_the_reader_of_the_wal_are_others(
     assert seen == committed(items)[:-5]
 
 
+async def test_a_leader_that_can_not_append_says_so_until_it_can(
+    items: str, valkey: ValkeyServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also between its attempts, when it leads no more, and on a database where nothing happens."""
+    monkeypatch.setattr(leader, "HEARTBEAT", 0.3)
+    async with running(items, valkey) as cast:
+        stream = LocalStream(cast, "ann", ["t"])
+        await stream.ready()
+        with valkey.client() as client:
+            client.config_set("maxmemory", "1")
+            async with asyncio.timeout(15):
+                while cast.log.state().ok:
+                    await asyncio.sleep(0.01)
+            said = set()
+            async with asyncio.timeout(30):
+                # Two elections that it wins, and what it says all the while.
+                for leads in (True, False, True, False):
+                    while log_of(cast).leader.leading is not leads:  # type: ignore[union-attr]  # there is one
+                        said.add(cast.log.state().detail)
+                        await asyncio.sleep(0.01)
+            assert len(said) == 1
+            assert "maxmemory" in said.pop()
+            client.config_set("maxmemory", "0")
+            async with asyncio.timeout(15):
+                while not cast.log.state().ok:
+                    await asyncio.sleep(0.01)
+
+
 async def test_a_replica_without_postgres_begins_the_log_before_it_takes_streams(valkey: ValkeyServer) -> None:
     async with running(None, valkey) as cast:
         stream = LocalStream(cast, "u")

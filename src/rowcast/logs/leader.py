@@ -20,7 +20,6 @@ import contextlib
 import logging
 import random
 import time
-from collections import deque
 
 import psycopg
 from psycopg_pool import PoolClosed, PoolTimeout
@@ -34,8 +33,9 @@ from rowcast.logs.anchor import AnchorKeeper, Pool, epoch_text
 from rowcast.logs.capture import Capture, Routing
 from rowcast.logs.messages import MARK, Messages
 from rowcast.logs.redis_store import RedisStore, Unsecured, mint
+from rowcast.logs.redo import Redo
 from rowcast.sources.explain import explain
-from rowcast.sources.wal import SessionEnded, WalSession
+from rowcast.sources.wal import WAL_SENDER_TIMEOUT, SessionEnded, WalSession
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +73,7 @@ class WalLeader:
     `url` and `pool` (in autocommit mode) lead to the database, `store` to Redis; `router` makes entries of changes,
     `secret` verifies logical messages (None: none is accepted); `replica` names this replica. `slot` is the durable
     slot, `publication` the publication. `max_event` in bytes, `redo` in seconds.
+    `wal_sender_timeout`: seconds after which another replica takes over from one that is silent.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class WalLeader:
         publication: str,
         max_event: int,
         redo: float = 30.0,
+        wal_sender_timeout: float = WAL_SENDER_TIMEOUT,
     ) -> None:
         self._url = url
         self._pool = pool
@@ -95,6 +97,7 @@ class WalLeader:
         self._replica = replica
         self._publication = publication
         self._max_event = max_event
+        self._wal_sender_timeout = wal_sender_timeout
         self._messages = _MarkedMessages(secret)
         self._capture = Capture(router, self._messages)
         self.anchor = AnchorKeeper(pool, slot)
@@ -110,6 +113,10 @@ class WalLeader:
         self._seen_at = time.monotonic()
         self._told = (0.0, "")
         self._problem = ""
+        """Why what this replica last tried as the leader failed; "" when it worked, or when another replica leads."""
+        self._unsecured = ""
+        self._charged = False
+        """Whether this replica was the last one to take the slot, as far as it knows."""
         self._lost = False
         self._obsolete = ""
         self._refused = 0
@@ -140,14 +147,19 @@ class WalLeader:
     def seen(self, incarnation: str, when: float, place: Place) -> None:
         """This replica's own tail has passed a batch of the WAL that was appended at a Unix time."""
         self._seen_at = time.monotonic()
+        if not self.leading and place > self._appended:
+            # Somebody else appends: what hindered this replica is no trouble of the log's any more.
+            self._charged = False
+            self._problem = self._unsecured = ""
         self._redo.add(incarnation, when, place[0])
 
     def problem(self) -> str:
         """What is wrong with the feeding of the log, in words; "" when nothing is."""
         silent = time.monotonic() - self._seen_at
+        problem = self._problem or self._unsecured
         if silent < SILENCE:
-            return self._problem if self.leading else ""
-        reason = f": {self._problem}" if self._problem else ""
+            return problem if self._charged else ""
+        reason = f": {problem}" if problem else ""
         return f"no replica has read the WAL for {silent:.0f} s{reason}"
 
     async def start_anew(self, reason: str) -> None:
@@ -200,7 +212,9 @@ class WalLeader:
         await self.store.ping()
         anchor = await self.anchor.ensure()
         self._nonce = anchor.nonce
-        session = self._session = await WalSession.connect(self._url, name=f"rowcast {self._replica} leader")
+        session = self._session = await WalSession.connect(
+            self._url, name=f"rowcast {self._replica} leader", timeout=self._wal_sender_timeout
+        )
         if self._resigned:
             session.interrupt("this replica is draining")
         try:
@@ -215,8 +229,7 @@ class WalLeader:
             if now is None or now.nonce != anchor.nonce or now.confirmed > anchor.confirmed:
                 raise SessionEnded("the replication slot moved on while it was being taken")
             await self._join(start, anchor.confirmed, identity.flushed)
-            self.leading = True
-            self._problem = ""
+            self.leading = self._charged = True
             logger.info("this replica reads the WAL now, from %s", self._appended)
             securing = asyncio.create_task(self._secure())
             try:
@@ -268,7 +281,8 @@ class WalLeader:
     async def _read(self, session: WalSession) -> None:
         """Append what comes, until the session ends."""
         capture = self._capture
-        appended_at = checked_at = time.monotonic()
+        checked_at = time.monotonic()
+        appended_at = checked_at - HEARTBEAT  # at once: whether it can append is known then
         while True:
             payloads, sent = await session.receive()
             entries = capture.take(payloads, sent)
@@ -306,10 +320,12 @@ class WalLeader:
             try:
                 kept = await self.store.secure()
             except Unsecured as error:
-                self._complain(Unsecured(f"{error}; the replication slot holds the WAL until they do"))
+                self._unsecured = f"{error}; the replication slot holds the WAL until they do"
+                self._tell(self._unsecured)
             except Unavailable:
                 pass  # appending says so
             else:
+                self._unsecured = ""
                 if kept is not None:
                     self._secured = (kept[0], kept[1][0])
 
@@ -325,6 +341,8 @@ class WalLeader:
             )
             if answer.code in ("OK", "DUP"):
                 self._appended = last
+                if not self._lost:
+                    self._problem = ""
                 return True
             if answer.code != "EMPTY":
                 raise SessionEnded(_REFUSALS[answer.code])
@@ -364,41 +382,14 @@ class WalLeader:
                 f"; the publication {self._publication!r} is missing; run the CREATE PUBLICATION that `rowcast check` "
                 "prints; every stream is reset then"
             )
+        self._problem = detail
+        self._tell(detail)
+
+    def _tell(self, detail: str) -> None:
         now = time.monotonic()
         if detail != self._told[1] or now - self._told[0] >= REPEAT_INTERVAL:
             self._told = (now, detail)
             logger.warning("reading the WAL for the log: %s; trying again", detail)
-        self._problem = detail
-
-
-class Redo:
-    """How far the slot may be confirmed: up to what was in the log `seconds` ago. No clock: callers tell the time."""
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._incarnation = ""
-        self._samples: deque[tuple[float, int]] = deque()
-        self._due = 0
-
-    def add(self, incarnation: str, when: float, lsn: int) -> None:
-        """At a Unix time the log of this incarnation had everything before an LSN."""
-        if incarnation != self._incarnation:
-            # Another incarnation may be fed from another history of the database.
-            self._incarnation, self._due = incarnation, 0
-            self._samples.clear()
-        samples = self._samples
-        if samples and when - samples[-1][0] < min(1.0, self._seconds / 4):
-            return
-        samples.append((when, lsn))
-        self.confirmable(incarnation, when)
-
-    def confirmable(self, incarnation: str, now: float) -> int:
-        """The LSN up to which the slot is not needed any more; 0: nothing is known."""
-        if incarnation != self._incarnation:
-            return 0
-        while self._samples and self._samples[0][0] <= now - self._seconds:
-            self._due = self._samples.popleft()[1]
-        return self._due
 
 
 class _MarkedMessages(Messages):

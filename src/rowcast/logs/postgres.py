@@ -28,7 +28,7 @@ from rowcast.logs.capture import Capture, Routing
 from rowcast.logs.messages import MARK, PREFIX, Messages
 from rowcast.ports import Draft, State
 from rowcast.sources.explain import explain
-from rowcast.sources.wal import SessionEnded, WalSession
+from rowcast.sources.wal import WAL_SENDER_TIMEOUT, SessionEnded, WalSession
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,8 @@ class PostgresLog:
 
     `url` and `pool` (in autocommit mode) lead to the database; `router` makes entries of changes; `messages`
     signs; `replica` is this replica's id, of lower-case letters and digits: it becomes part of a slot's name.
-    `slot` names the anchor, `publication` the publication.
+    `slot` names the anchor, `publication` the publication. `wal_sender_timeout`: seconds after which the server lets
+    go of what a replica that is silent held.
     """
 
     remembers = False
@@ -68,8 +69,10 @@ class PostgresLog:
         replica: str,
         slot: str,
         publication: str,
+        wal_sender_timeout: float = WAL_SENDER_TIMEOUT,
     ) -> None:
         self._url = url
+        self._wal_sender_timeout = wal_sender_timeout
         self._pool = pool
         self._messages = messages
         self._replica = replica
@@ -202,7 +205,9 @@ class PostgresLog:
     async def _session_batches(self) -> AsyncGenerator[Batch]:
         """Connect, and yield batches until the session ends."""
         anchor = await self.anchor.ensure()
-        session = self._session = await WalSession.connect(self._url, name=f"rowcast {self._replica}")
+        session = self._session = await WalSession.connect(
+            self._url, name=f"rowcast {self._replica}", timeout=self._wal_sender_timeout
+        )
         try:
             reset = await self._begin(session, anchor)
             self._up()

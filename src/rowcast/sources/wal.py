@@ -26,13 +26,13 @@ from rowcast.core.pgoutput import POSTGRES_EPOCH
 from rowcast.core.position import format_lsn, parse_lsn
 
 STATUS_INTERVAL = 3.0
-"""Seconds between two status messages: below a third of WAL_SENDER_TIMEOUT."""
+"""Seconds between two status messages, or a third of the session's timeout where that is less."""
 
 NUDGE_AFTER = 0.02
 """Seconds after which a server that has gone quiet is asked whether that was all; see `WalSession.receive`."""
 
-WAL_SENDER_TIMEOUT = "10s"
-"""After this the server cuts a reader that has gone silent, and lets go of what it held."""
+WAL_SENDER_TIMEOUT = 10.0
+"""Seconds after which the server cuts a reader that has gone silent, and lets go of what it held."""
 
 CHUNK_MESSAGES = 512
 CHUNK_BYTES = 256 * 1024
@@ -48,9 +48,6 @@ _STATUS = struct.Struct("!cqqqqb")
 
 _OPTIONS = {
     **values.SESSION_OPTIONS,
-    "wal_sender_timeout": WAL_SENDER_TIMEOUT,
-    # A frozen client must not hold a CHECKPOINT for as long as TCP would try.
-    "tcp_user_timeout": "10s",
     # What a role's settings say of statements must not end a session that is one endless statement.
     "statement_timeout": "0",
     "lock_timeout": "0",
@@ -89,16 +86,20 @@ def options(settings: dict[str, str], url: str = "") -> str:
 
 
 class WalSession:
-    """A replication connection. Make it with `connect`; not to be used again after `SessionEnded`."""
+    """A replication connection. Make it with `connect`; not to be used again after `SessionEnded`.
 
-    def __init__(self, connection: psycopg.AsyncConnection[tuple[Any, ...]]) -> None:
+    `timeout`: seconds after which the server cuts it when it has gone silent.
+    """
+
+    def __init__(self, connection: psycopg.AsyncConnection[tuple[Any, ...]], timeout: float) -> None:
         self._connection = connection
         self._pg = connection.pgconn
         self._acknowledged = 0
         self._answered = 0.0
         self._asked = False
         self._due = True
-        self._patience = STATUS_INTERVAL
+        self._interval = min(STATUS_INTERVAL, timeout / 3)
+        self._patience = self._interval
         self._waiting: asyncio.Future[bool] | None = None
         self._watched = -1
         self._interrupted = ""
@@ -107,23 +108,26 @@ class WalSession:
         connection.add_notice_handler(self._noticed)
 
     @classmethod
-    async def connect(cls, url: str, *, name: str) -> WalSession:
+    async def connect(cls, url: str, *, name: str, timeout: float = WAL_SENDER_TIMEOUT) -> WalSession:
         """Open a replication connection to the database of `url`; `name` is its application name.
 
-        Raises psycopg.Error.
+        `timeout`: seconds after which the server cuts it when nothing comes from us (`wal_sender_timeout`), or when
+        what it sends is not taken (`tcp_user_timeout`). Raises psycopg.Error.
         """
+        after = f"{round(timeout * 1000)}ms"
         connection: psycopg.AsyncConnection[tuple[Any, ...]]
         connection = await psycopg.AsyncConnection.connect(
             url,
             autocommit=True,
             replication="database",
             application_name=name,
-            options=options(_OPTIONS, url),
+            # The second: a frozen client must not hold a CHECKPOINT for as long as TCP would try.
+            options=options(_OPTIONS | {"wal_sender_timeout": after, "tcp_user_timeout": after}, url),
             connect_timeout=10,
             keepalives_idle=10,
             tcp_user_timeout=10_000,
         )
-        return cls(connection)
+        return cls(connection, timeout)
 
     async def close(self) -> None:
         """Close the connection; the temporary slot goes with it."""
@@ -177,7 +181,7 @@ class WalSession:
         self._pg.send_query(command.as_bytes(self._connection))
         self._flush()
         while self._pg.is_busy():
-            await self._readable(STATUS_INTERVAL)
+            await self._readable(self._interval)
             self._check()
             self._consume()
         result = self._pg.get_result()
@@ -192,9 +196,9 @@ class WalSession:
     async def receive(self) -> Received:
         """The next messages, at least one unless it was quiet for a while. Sends status when it is due.
 
-        It is due every STATUS_INTERVAL, and a few times sooner after the last message: Postgres 16 to 18 miss a
-        commit that falls between a walsender's last look and its going to sleep, and send it when something else
-        wakes the walsender (seen with 1 of 2,000 commits that answered the message before).
+        It is due every few seconds (STATUS_INTERVAL), and a few times sooner after the last message: Postgres 16 to 18
+        miss a commit that falls between a walsender's last look and its going to sleep, and send it when something
+        else wakes the walsender (seen with 1 of 2,000 commits that answered the message before).
 
         Raises `SessionEnded`.
         """
@@ -232,7 +236,7 @@ class WalSession:
                 self._check()
                 self._consume()
             else:
-                self._patience = min(self._patience * 4, STATUS_INTERVAL)
+                self._patience = min(self._patience * 4, self._interval)
                 self._due = True
                 break
         return Received(payloads, sent)
@@ -242,7 +246,7 @@ class WalSession:
     def _answer(self) -> None:
         """Send status when the server asks for it or it is due."""
         now = time.monotonic()
-        if not (self._asked or self._due or now - self._answered >= STATUS_INTERVAL):
+        if not (self._asked or self._due or now - self._answered >= self._interval):
             return
         lsn = self._acknowledged
         moment = time.time_ns() // 1000 - POSTGRES_EPOCH

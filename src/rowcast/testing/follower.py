@@ -1,7 +1,7 @@
 """A client that comes back: to any replica, with the position it had, whatever happens to the connection.
 
-Cheaper than a whole HTTP client, so that a test can have hundreds of them, and with a small receive buffer, so
-that one that reads slowly is felt by the server at once.
+Cheaper than a whole HTTP client, so that a test can have hundreds of them, and by default with a small receive buffer,
+so that one that reads slowly is felt by the server at once.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ import httptools
 from rowcast.testing.stream import Block, parse_block
 
 RECEIVE_BUFFER = 4096
-"""Bytes that the kernel keeps for a follower that does not read; it doubles them (socket(7), SO_RCVBUF)."""
+"""Bytes that the kernel keeps for a follower that does not read; it doubles them (socket(7), SO_RCVBUF). So much can
+come per turn of its loop: on a busy machine, some hundred kB a second."""
 
 PAUSE = 0.05
 """Seconds before a new try, at least."""
@@ -35,7 +36,8 @@ class Follower:
     """Follows a user's stream until it is cancelled.
 
     `pick` says for each connection which service to ask (a URL), `token` is the user's. `heed` is awaited with each
-    block but comments, in order; `connecting` is told the position that is asked for (None: from now on).
+    block but comments, in order; `connecting` is told the position that is asked for (None: from now on). `buffer` is
+    the size of its receive buffer in bytes.
     Raises AssertionError when the server answers with a status other than 200 and those in `again`, which a proxy
     may say while a replica is gone.
     """
@@ -49,6 +51,7 @@ class Follower:
         connecting: Callable[[str | None], None] = lambda position: None,
         params: dict[str, str] | None = None,
         again: Collection[int] = (),
+        buffer: int = RECEIVE_BUFFER,
     ) -> None:
         self.position: str | None = None
         """The id that came last: the position to resume from."""
@@ -60,6 +63,7 @@ class Follower:
         self._heed = heed
         self._connecting = connecting
         self._again = again
+        self._buffer = buffer
         self._query = f"?{urlencode(params)}" if params else ""
         self._retry = PAUSE
         self._writer: asyncio.StreamWriter | None = None
@@ -93,11 +97,11 @@ class Follower:
         url = urlsplit(self._pick())
         self._note(f"connecting to {url.netloc} from {self.position}")
         sock = socket.socket()
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self._buffer)
         sock.setblocking(False)
         try:
             await asyncio.get_running_loop().sock_connect(sock, (url.hostname, url.port))
-            reader, self._writer = await asyncio.open_connection(sock=sock, limit=RECEIVE_BUFFER)
+            reader, self._writer = await asyncio.open_connection(sock=sock, limit=self._buffer)
         except BaseException:
             sock.close()
             raise
@@ -122,7 +126,7 @@ class Follower:
         rest = b""
         while not response.complete:
             await self._reading.wait()
-            data = await reader.read(RECEIVE_BUFFER)
+            data = await reader.read(self._buffer)
             if not data:
                 self._note("the end")
                 return
