@@ -174,7 +174,6 @@ class Rowcast:
                 if (worker := workers.current()) is not None:
                     self.siblings = Siblings(self, worker.directory)
                     await self.siblings.open()
-                    replica.roster = replica.roster or self.siblings
 
     async def stop(self) -> None:
         """End all streams and let go of everything."""

@@ -44,6 +44,7 @@ from rowcast.pending import Pending
 from rowcast.ports import Log, RowReader
 from rowcast.roster import KEY as ROSTER
 from rowcast.roster import RedisRoster, Roster
+from rowcast.roster_postgres import PostgresRoster
 from rowcast.signals import SIGNALS
 from rowcast.snapshot_reader import SnapshotReader
 from rowcast.sources.catalog import only, read_catalog
@@ -104,7 +105,7 @@ class Replica:
         self.warnings: list[str] = []
         """What validation found: works, but not for every change."""
         self.roster: Roster | None = None
-        """The other replicas; None: nobody tells of them."""
+        """The other replicas; None: with this log there are none."""
         self.asked_at = -math.inf
         """When the last request came, by the loop's clock."""
         self.bridge: Bridge | None = None
@@ -216,6 +217,16 @@ class Replica:
         if is_redis(self.config.log_url):
             self.roster = RedisRoster(
                 connect(self.config.log_url, ROSTER), self.id, self.name, lambda: self.hub.streams_count
+            )
+        elif self.config.postgres is not None and self.config.log_url.startswith("postgres:"):
+            assert self.pool is not None
+            self.roster = PostgresRoster(
+                self.config.postgres.url,
+                self.pool,
+                slot=self.config.postgres.slot,
+                replica=self.id,
+                name=self.name,
+                streams=lambda: self.hub.streams_count,
             )
         if self.roster is not None:
             self._run(self.roster.run())

@@ -1,7 +1,7 @@
 """The other workers of this host: one request reaches one of them, and some must be answered for all.
 
-Every worker answers on a Unix socket in the directory that they share: with its metrics, with its streams, or by
-draining. What a worker's counters were when it was last asked is kept there too, so that they count when it is dead.
+Every worker answers on a Unix socket in the directory that they share: with its metrics, or by draining.
+What a worker's counters were when it was last asked is kept there too, so that they count when it is dead.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import contextlib
 import itertools
 import logging
 import os
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -32,13 +31,12 @@ T = TypeVar("T")
 _numbers = itertools.count()
 
 
-class _Streams(msgspec.Struct):
+class _Draining(msgspec.Struct):
     name: str
-    streams: int
 
 
 class Siblings:
-    """The workers that run the same Rowcast in other processes of this host. A roster, too (`rowcast.roster`)."""
+    """The workers that run the same Rowcast in other processes of this host."""
 
     def __init__(self, cast: Rowcast, directory: Path) -> None:
         self._cast = cast
@@ -71,22 +69,7 @@ class Siblings:
 
     async def drain(self) -> None:
         """Have the others drain."""
-        await self._ask_all("drain", _Streams)
-
-    # rowcast.roster.Roster
-
-    async def run(self) -> None:
-        """Nothing to tell: who wants to know asks."""
-
-    async def leave(self) -> None:
-        """Nothing to take back."""
-
-    async def others(self) -> dict[str, int]:
-        """The streams of the other workers by name."""
-        counts: Counter[str] = Counter()
-        for told in (await self._ask_all("streams", _Streams)).values():
-            counts[told.name] += told.streams
-        return dict(counts)
+        await self._ask_all("drain", _Draining)
 
     # Asking
 
@@ -114,11 +97,9 @@ class Siblings:
             what = (await reader.readline()).strip().decode()
             if what == "metrics":
                 writer.write(msgspec.json.encode(families(self._cast.metrics.collect())))
-            else:
-                if what == "drain":
-                    self._cast.drain()
-                replica = self._cast.replica
-                writer.write(msgspec.json.encode(_Streams(replica.name, replica.hub.streams_count)))
+            elif what == "drain":
+                self._cast.drain()
+                writer.write(msgspec.json.encode(_Draining(self._cast.replica.name)))
             await writer.drain()
 
     # What the dead have counted

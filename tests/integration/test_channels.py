@@ -112,6 +112,33 @@ async def test_a_user_has_at_most_so_many(postgres: PostgresServer) -> None:
     await slots.drop(cast.config)
 
 
+async def test_also_of_many_made_at_the_same_moment_on_two_replicas(postgres: PostgresServer) -> None:
+    section = {"url": postgres.create_database("channels_at_once"), "slot": "channels_at_once"}
+    me = bearer("hasty")
+    async with contextlib.AsyncExitStack() as stack:
+        casts = [make(section, channels={"enabled": True, "max_per_user": 3}) for _ in range(2)]
+        clients = [await stack.enter_async_context(serving(cast.asgi())) for cast in casts]
+        with psycopg.connect(section["url"], autocommit=True) as connection:
+            # Each counts before it writes, and takes long for it.
+            connection.execute(
+                "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS"
+                " 'BEGIN PERFORM pg_sleep(0.05); RETURN NEW; END'"
+            )
+            connection.execute(
+                "CREATE TRIGGER slow BEFORE INSERT ON rowcast_channels FOR EACH ROW EXECUTE FUNCTION slow()"
+            )
+        calls = [
+            clients[number % 2].post(ME, headers=me, json=channel(f"c{number}"))
+            if number % 3
+            else clients[number % 2].put(f"{ME}/c{number}", headers=me, json={})
+            for number in range(10)
+        ]
+        statuses = [answer.status_code for answer in await asyncio.gather(*calls)]
+        assert sorted(statuses) == [201] * 3 + [409] * 7
+        assert len((await clients[0].get(ME, headers=me)).json()) == 3
+    await slots.drop(casts[0].config)
+
+
 async def test_of_many_who_make_the_same_one_succeeds(client: httpx.AsyncClient) -> None:
     me = bearer("race")
     answers = await asyncio.gather(*(client.post(ME, headers=me, json=channel("c")) for _ in range(8)))

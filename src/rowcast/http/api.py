@@ -98,7 +98,7 @@ async def drain(request: Request) -> Response:
 
 
 async def count(request: Request) -> Response:
-    """GET /events/count: open streams of all replicas, or of this one where nobody tells of the others."""
+    """GET /events/count: open streams of all replicas."""
     require_key(request)
     cast: Rowcast = request.app.state.cast
     roster = cast.replica.roster

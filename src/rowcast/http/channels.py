@@ -34,8 +34,11 @@ _EMPTY = msgspec.Raw(b"{}")
 MAX_TYPE = 128
 """Characters of a channel's type."""
 
-# A user has at most so many, or a few more where several calls make some at the same moment: it is a bound for what one
-# user may cost, not a promise.
+# Makes of one user come one after the other, so that each counts what the one before it made. The lock is a statement
+# of its own: the count must be read in a snapshot from after it was had.
+_LOCK = "SELECT pg_advisory_xact_lock(%s, hashtext(%s))"
+_LOCK_CLASS = 0x726F7763  # "rowc"
+
 _INSERT = (
     "INSERT INTO rowcast_channels (user_id, channel_type, enabled, config)"
     " SELECT %(user)s, %(type)s, %(enabled)s, %(config)s::jsonb"
@@ -101,7 +104,8 @@ async def channels(request: Request) -> Response:
         return json([_channel(row) for row in rows])
     body = await read_json(request, Channel, cast.config.server.max_event + OVERHEAD)
     arguments = _arguments(cast, grant, _type(body.channel_type), body)
-    rows = await _rows(cast, f"{_INSERT} ON CONFLICT DO NOTHING RETURNING {_COLUMNS}", arguments)
+    statement = f"{_INSERT} ON CONFLICT DO NOTHING RETURNING {_COLUMNS}"
+    rows = await _rows(cast, statement, arguments, one_of=grant.user)
     if not rows:
         same = "SELECT 1 FROM rowcast_channels WHERE user_id = %s AND channel_type = %s"
         if await _rows(cast, same, [grant.user, body.channel_type]):
@@ -137,6 +141,7 @@ async def _put(request: Request, cast: Rowcast, grant: Grant, kind: str) -> Resp
         f"{_INSERT} ON CONFLICT (user_id, channel_type) DO UPDATE SET enabled = excluded.enabled,"
         f" config = excluded.config, updated_at = now() RETURNING {_COLUMNS}, xmax = 0",
         _arguments(cast, grant, kind, body),
+        one_of=grant.user,
     )
     if not rows:
         raise _too_many(cast)
@@ -158,13 +163,23 @@ def _too_many(cast: Rowcast) -> Conflict:
     return Conflict(f"you have {most} channels, as many as a user may have; delete one ([channels] max_per_user)")
 
 
-async def _rows(cast: Rowcast, statement: str, arguments: list[Any] | dict[str, Any]) -> list[tuple[Any, ...]]:
+async def _rows(
+    cast: Rowcast, statement: str, arguments: list[Any] | dict[str, Any], *, one_of: str | None = None
+) -> list[tuple[Any, ...]]:
+    """Execute a statement. `one_of`: a user, of whom such statements are executed one after the other, everywhere."""
     replica = cast.replica
     if replica.pool is None or not replica.channels:
         raise NotFound("channels are off here: they need [postgres], and [channels] enabled = true")
     try:
         async with replica.pool.connection() as connection:
-            cursor = await connection.execute(statement.encode(), arguments)
+            if one_of is None:
+                cursor = await connection.execute(statement.encode(), arguments)
+            else:
+                # One round trip and one transaction: Postgres documentation, "Pipeline Mode", and of the protocol
+                # "Pipelining".
+                async with connection.pipeline():
+                    await connection.execute(_LOCK, [_LOCK_CLASS, one_of])
+                    cursor = await connection.execute(statement.encode(), arguments)
             return await cursor.fetchall()
     except psycopg.errors.DataError as error:
         raise BadRequest(f"Postgres can't store it: {_line(error)}") from None
