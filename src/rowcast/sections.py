@@ -71,6 +71,24 @@ class Postgres(Section):
     snapshot_bytes: Size = Field(default=256 << 20, ge=1 << 20)
     on_held_wal: Literal["warn", "drop"] = "warn"
 
+    @field_validator("url")
+    @classmethod
+    def _readable(cls, url: str) -> str:
+        """What libpq says of a string that it can't read, or reads amiss, repeats the password."""
+        from psycopg import ProgrammingError
+        from psycopg.conninfo import conninfo_to_dict
+
+        try:
+            ports = str(conninfo_to_dict(url).get("port") or "").split(",")
+        except ProgrammingError:
+            ports = ["?"]
+        if any(port and not (port.isascii() and port.isdigit()) for port in ports):
+            raise ValueError(
+                "it is no connection string of Postgres, like postgresql://user:password@host:5432/name;"
+                " in a password write '/', '@', '%' and a space as %2F, %40, %25 and %20"
+            )
+        return url
+
 
 class LogSection(Section):
     """`[log]`: the ordered record of entries. `url` "" in the file: `postgres:` where there is a Postgres."""

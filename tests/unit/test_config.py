@@ -391,3 +391,27 @@ def test_errors_from_python_name_the_section(sections: dict[str, Any], message: 
     with pytest.raises(ConfigError) as caught:
         Config.from_sections(sections)
     assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://user:SECRET/x@host/name",
+        "postgresql://user:SECRET x@host/name",
+        "postgresql://user:SECRET%zz@host/name",
+        "postgresql//user:SECRET@host/name",
+        "host=h password=x SECRET",
+    ],
+)
+def test_a_database_url_that_is_none_is_refused_without_its_password(url: str) -> None:
+    with pytest.raises(ConfigError, match="%2F") as refused:
+        Config.from_sections({"postgres": url})
+    assert "SECRET" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["postgresql://u:p%2Fq@[::1]:5432/d", "postgres://a:1,b:2/d?target_session_attrs=any", "postgresql:///d", "dbname=d"],
+)
+def test_a_database_url_of_any_form_is_taken(url: str) -> None:
+    assert Config.from_sections({"postgres": url}).postgres is not None

@@ -10,6 +10,7 @@ the sentinels' own stand in the options `sentinel_username` and `sentinel_passwo
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -22,6 +23,8 @@ Address = tuple[str, int]
 SCHEMES = ("redis", "rediss", "redis+sentinel", "rediss+sentinel", "redis+cluster", "rediss+cluster")
 
 PORT, SENTINEL_PORT = 6379, 26379
+
+_AUTHORITY_END = re.compile("[/?#]")
 
 _KINDS: dict[str, Literal["node", "sentinel", "cluster"]] = {"": "node", "sentinel": "sentinel", "cluster": "cluster"}
 
@@ -43,12 +46,25 @@ class RedisUrl(msgspec.Struct, frozen=True):
     @classmethod
     def parse(cls, url: str) -> RedisUrl:
         """Read a URL. Raises ValueError that says what is wrong, and never repeats a password."""
+        try:
+            return cls._parse(url)
+        except ValueError:
+            # What was read as a host, a database or an option may be a part of the password.
+            if "@" in url and "@" not in _AUTHORITY_END.split(url.partition("://")[2], maxsplit=1)[0]:
+                raise ValueError("in a password write '/', '?', '#' and '@' as %2F, %3F, %23 and %40") from None
+            raise
+
+    @classmethod
+    def _parse(cls, url: str) -> RedisUrl:
         scheme, separator, _ = url.partition("://")
         if scheme not in SCHEMES or not separator:
             raise ValueError(f"there is no such scheme; there are {', '.join(f'{name}://' for name in SCHEMES)}")
         family, _, suffix = scheme.partition("+")
         kind, tls = _KINDS[suffix], family == "rediss"
-        parts = urlsplit(url)
+        try:
+            parts = urlsplit(url)
+        except ValueError:  # which may repeat the password
+            raise ValueError("it is no URL: is a bracket missing, or a letter that must be written as %…?") from None
         if parts.fragment:
             raise ValueError("it has a '#'; in a password write it %23")
         credentials, _, hosts = parts.netloc.rpartition("@")

@@ -94,3 +94,22 @@ def test_whatever_it_is_it_is_read_or_refused(rest: str) -> None:
             continue
         assert url.addresses
         assert all(host and 0 < port < 65536 for host, port in url.addresses)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://:SECRET/x@host:6379/0",
+        "redis://user:SECRET?x@host:6379/0",
+        "redis://user:SECRET#x@host",
+        "redis://user:1234/SECRET@host/0",
+        "redis://user:1234?SECRET@host/0",
+        "redis://:SECRET\u2100@host/0",
+        "redis://:[SECRET@host/0",
+    ],
+)
+def test_what_is_wrong_is_said_without_the_password(url: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        Config.from_sections({"log": url, "auth": "x" * 32})
+    assert "%" in str(refused.value), "how to write it"
+    assert "SECRET" not in str(refused.value)
