@@ -51,6 +51,7 @@ export class Stream {
     this.life.abort();
     this.connection?.close();
     this.channel?.close();
+    this.channel = null; // the connection's last words must not go to a channel that is closed
     this.setState("closed", "");
   }
 
@@ -113,9 +114,10 @@ export class Stream {
       this.lastEventId = id;
       this.setState(state, "");
     } else if (kind === "event") {
-      const { event } = message;
+      const { event, id, from } = message;
       if (!this.ready && event !== "rowcast.ready") return; // what it is about will come with the welcome
-      if (event === "message" && message.id && !after(message.id, this.lastEventId)) return; // told twice by a new leader
+      // Told twice by a new leader. What has no id of its own has the one before it, and is in no log.
+      if (event === "message" && id && id !== from && !after(id, this.lastEventId)) return;
       this.deliver(message);
     } else if (kind === "id") {
       if (this.ready) this.lastEventId = id;

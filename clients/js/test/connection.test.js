@@ -135,3 +135,30 @@ test("text that is no JSON is given as it is; a handler that throws does not sto
   assert.equal(data, "plain");
   assert.equal(errors[0].message, "mine");
 });
+
+test("the other tabs are told what has no id of its own, and all that is held back at one place", async () => {
+  const browsers = Object.getOwnPropertyDescriptor(globalThis, "navigator");
+  let last = Promise.resolve();
+  const request = (_, { signal }, have) => (last = last.then(() => signal.aborted || have()));
+  Object.defineProperty(globalThis, "navigator", { value: { locks: { request } }, configurable: true });
+  ends.push(() => {
+    delete globalThis.navigator;
+    if (browsers) Object.defineProperty(globalThis, "navigator", browsers);
+  });
+  const answers = [];
+  const { url } = await serve((response) => {
+    stream(READY)(response);
+    answers.push(response);
+  });
+  const leader = open(url, { shared: true });
+  await next(leader, "rowcast.ready");
+  const other = open(url, { shared: true });
+  await next(other, "rowcast.ready");
+  const told = [];
+  other.on("message", ({ data }) => told.push(data.n));
+  const end = next(other, "message", ({ data }) => data.n === 5);
+  answers[0].write('data: {"n":1}\n\nid: e:2-0~a\ndata: {"n":2}\n\nid: e:2-0~b\ndata: {"n":3}\n\n');
+  answers[0].write('data: {"n":4}\n\nid: e:3-0\ndata: {"n":5}\n\n');
+  await end;
+  assert.deepEqual(told, [1, 2, 3, 4, 5]);
+});
