@@ -56,7 +56,7 @@ class TakenWriter(asyncio.Protocol):
         if self._transport is None:  # the client has gone in the meantime
             self._let_go()
         else:
-            self.wake()
+            self._write()
 
     def close(self) -> None:
         """Let what was written be sent, for END_LIMIT at most."""
@@ -68,7 +68,16 @@ class TakenWriter(asyncio.Protocol):
     # For the flush
 
     def wake(self) -> None:
-        """There is something to take, or the stream has ended."""
+        """There is something to take, or the stream has ended. What that raises ends the connection: left open, it would
+        be silent for ever."""
+        try:
+            self._write()
+        except Exception:
+            if self._transport is not None:
+                self._transport.abort()
+            raise
+
+    def _write(self) -> None:
         stream, transport = self._stream, self._transport
         if stream is None or transport is None:
             return

@@ -21,6 +21,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from rowcast import Rowcast
 from rowcast.auth.jwt import mint
+from rowcast.core.stream import Stream
 from rowcast.http import takeover
 from rowcast.http.taken import TakenWriter
 from rowcast.testing.serving import serving
@@ -125,6 +126,27 @@ async def test_both_paths_say_the_same(make: Make, takes: bool) -> None:
         await client.end()
         assert client.got.count(b'event: rowcast.bye\ndata: {"reason":"disconnected"}\n\n') == 1
     assert taken() == 0
+
+
+@pytest.mark.parametrize("takes", [True, False])
+async def test_a_stream_that_fails_closes_its_connection(
+    make: Make, monkeypatch: pytest.MonkeyPatch, takes: bool
+) -> None:
+    cast = make()
+    async with connected(cast.asgi(), request(cast, "t"), takeover=takes) as client:
+        await client.until(b"rowcast.ready")
+        assert taken() == takes
+
+        def take(stream: Stream) -> bytes:
+            raise OSError("a page of a snapshot can't be read")
+
+        monkeypatch.setattr(Stream, "take", take)
+        await cast.publish("t", {"n": 1})
+        # Left open it would be silent for ever: without a heartbeat, and without what its client waits for.
+        with contextlib.suppress(ConnectionError):
+            await client.end()
+        await until(lambda: cast.hub.streams_count == 0)
+        assert taken() == 0
 
 
 async def test_a_second_request_on_the_connection_does_not_reach_into_the_stream(make: Make) -> None:
