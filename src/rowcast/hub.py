@@ -271,6 +271,8 @@ class Hub:
         for stream in self.users.get(change.user, ()):
             if stream.state is not StreamState.STARTING:
                 topics = stream.effective(change.topics)
+                if self.cache is not None and self.wire.throttle.held:
+                    self.cache.hold((stream,))  # what is held of topics that go is sent now
                 self._reindex(stream, topics)
                 stream.change(place, topics, tell=tell)
                 self._mark(stream)
@@ -361,6 +363,8 @@ class Hub:
                     self._try_start(stream)
                 else:
                     topics = stream.effective(change.topics)
+                    if self.cache is not None and (self.wire.throttle.held or topics - stream.topics):
+                        self.cache.hold((stream,))  # it gets what came by on them during the query
                     self._reindex(stream, topics)
                     stream.resume(topics, tell=tell)
                     self._mark(stream)

@@ -12,6 +12,7 @@ import pytest
 import rowcast.hub
 import rowcast.joins
 from rowcast import AuthError, BadRequest, Rowcast
+from rowcast.cache import Invalidation
 from rowcast.core.entry import Batch, Control, Entry, Kind, RowChange
 from rowcast.core.grants import Grant
 from rowcast.core.position import Place, Position
@@ -260,3 +261,18 @@ def test_a_storm_is_let_in_as_far_as_it_can_be_served(monkeypatch: pytest.Monkey
     assert tries == 5
     assert [stream.state for stream in streams] == [StreamState.LIVE] * 5
     assert connect(hub, "one too many").state is StreamState.STARTING
+
+
+def test_what_a_topic_brought_before_it_was_known_to_be_a_users_waits_for_the_cache_too() -> None:
+    hub = make(rule(), loader=object())
+    ann = connect(hub)
+    load(hub, 1, ann=[{"id": "1", "user": "ann", "t": "a"}])
+    read(ann)
+    hub.cache = Invalidation(None, [], hub.wake)  # type: ignore[arg-type]  # it deletes nothing here
+    hub.reload("ann")
+    hub.handle(data(5, "b", "NEW"))
+    load(hub, 6, ann=[{"id": "1", "user": "ann", "t": "b"}])
+    assert ann.topics >= {"b"}
+    assert b"NEW" not in read(ann), "the user's keys were not deleted yet"
+    ann.unhold()
+    assert read(ann).count(b"NEW") == 1

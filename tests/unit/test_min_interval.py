@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
+from rowcast.cache import Invalidation
 from rowcast.core.entry import Batch, Entry, Kind
 from rowcast.core.grants import Grant
 from rowcast.core.position import Position, parse_position
 from rowcast.core.stream import PENDING_LIMIT, Stream, StreamState
+from rowcast.core.subscriptions import TopicChange
 from rowcast.hub import Hub
 
 SECOND = 1_000_000
@@ -348,3 +350,21 @@ def test_random_histories(seed: int) -> None:
             if topic != "v":
                 prefix = topic if topic == "t" else "w:"
                 assert all(place >= barrier for place in after if by_place[place][0].startswith(prefix))
+
+
+@pytest.mark.parametrize("behind", [False, True])
+def test_what_is_sent_because_its_topic_goes_waits_for_the_cache_too(behind: bool) -> None:
+    world = World()
+    (hub,) = world.hubs
+    client = Client(hub, "other")
+    hub._change(TopicChange("ann", ["t"]), hub.head)
+    world.send()
+    held = world.send()
+    client.read()
+    if behind:
+        client.stream.lag()
+    hub.cache = Invalidation(None, [], hub.wake)  # type: ignore[arg-type]  # it deletes nothing here
+    hub._change(TopicChange("ann", []), hub.head)
+    assert held not in client.read(), "the user's keys were not deleted yet"
+    client.stream.unhold()
+    assert client.read().count(held) == 1
