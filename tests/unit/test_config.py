@@ -411,7 +411,12 @@ def test_a_database_url_that_is_none_is_refused_without_its_password(url: str) -
 
 @pytest.mark.parametrize(
     "url",
-    ["postgresql://u:p%2Fq@[::1]:5432/d", "postgres://a:1,b:2/d?target_session_attrs=any", "postgresql:///d", "dbname=d"],
+    [
+        "postgresql://u:p%2Fq@[::1]:5432/d",
+        "postgres://a:1,b:2/d?target_session_attrs=any",
+        "postgresql:///d",
+        "dbname=d",
+    ],
 )
 def test_a_database_url_of_any_form_is_taken(url: str) -> None:
     assert Config.from_sections({"postgres": url}).postgres is not None

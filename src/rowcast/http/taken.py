@@ -68,8 +68,10 @@ class TakenWriter(asyncio.Protocol):
     # For the flush
 
     def wake(self) -> None:
-        """There is something to take, or the stream has ended. What that raises ends the connection: left open, it would
-        be silent for ever."""
+        """There is something to take, or the stream has ended.
+
+        What is raised ends the connection: left open, it would be silent for ever.
+        """
         try:
             self._write()
         except Exception:
