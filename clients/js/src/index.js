@@ -116,11 +116,15 @@ export class Stream {
     } else if (kind === "event") {
       const { event, id, from } = message;
       if (!this.ready && event !== "rowcast.ready") return; // what it is about will come with the welcome
-      // Told twice by a new leader. What has no id of its own has the one before it, and is in no log.
-      if (event === "message" && id && id !== from && !after(id, this.lastEventId)) return;
+      // A new leader goes on from what it heard last, and we may have heard more of the old one's last words. What has no
+      // id of its own has the one before it, and is in no log.
+      const { lastEventId } = this;
+      const old = id && !after(id, lastEventId);
+      if (old && event === "message" && id !== from) return;
       this.deliver(message);
+      if (old) this.lastEventId = lastEventId;
     } else if (kind === "id") {
-      if (this.ready) this.lastEventId = id;
+      if (this.ready && (!id || after(id, this.lastEventId))) this.lastEventId = id;
     } else if (kind === "state") {
       this.setState(state, detail);
     }

@@ -136,15 +136,19 @@ test("text that is no JSON is given as it is; a handler that throws does not sto
   assert.equal(errors[0].message, "mine");
 });
 
-test("the other tabs are told what has no id of its own, and all that is held back at one place", async () => {
-  const browsers = Object.getOwnPropertyDescriptor(globalThis, "navigator");
-  let last = Promise.resolve();
-  const request = (_, { signal }, have) => (last = last.then(() => signal.aborted || have()));
+/** Give this process the locks of a browser. */
+function locks(request) {
+  const before = Object.getOwnPropertyDescriptor(globalThis, "navigator");
   Object.defineProperty(globalThis, "navigator", { value: { locks: { request } }, configurable: true });
   ends.push(() => {
     delete globalThis.navigator;
-    if (browsers) Object.defineProperty(globalThis, "navigator", browsers);
+    if (before) Object.defineProperty(globalThis, "navigator", before);
   });
+}
+
+test("the other tabs are told what has no id of its own, and all that is held back at one place", async () => {
+  let last = Promise.resolve();
+  locks((_, { signal }, have) => (last = last.then(() => signal.aborted || have())));
   const answers = [];
   const { url } = await serve((response) => {
     stream(READY)(response);
@@ -161,4 +165,32 @@ test("the other tabs are told what has no id of its own, and all that is held ba
   answers[0].write('data: {"n":4}\n\nid: e:3-0\ndata: {"n":5}\n\n');
   await end;
   assert.deepEqual(told, [1, 2, 3, 4, 5]);
+});
+
+test("a new leader that goes on from an earlier position tells the others nothing twice", async () => {
+  locks(() => new Promise(() => {}));
+  const other = open("http://127.0.0.1:9", { shared: true });
+  const leader = new BroadcastChannel(other.channel.name);
+  ends.push(() => leader.close());
+  const told = [];
+  other.on("message", ({ data }) => told.push(data));
+  let from = "";
+  const tell = (event, id, data = {}) => {
+    leader.postMessage({ kind: "event", message: { event, id, data, from } });
+    from = id;
+  };
+  tell("rowcast.ready", "e:1-0", { topics: [] });
+  for (const number of [2, 3, 4]) tell("message", `e:${number}-0`, number);
+  // The new one has heard as far as 2.
+  from = "e:2-0";
+  tell("rowcast.bye", "e:2-0");
+  tell("rowcast.ready", "e:2-0", { topics: [] });
+  tell("message", "e:3-0", 3);
+  leader.postMessage({ kind: "id", id: "e:3-1" });
+  tell("message", "e:4-0", 4);
+  const end = next(other, "message", ({ data }) => data === 5);
+  tell("message", "e:5-0", 5);
+  await end;
+  assert.deepEqual(told, [2, 3, 4, 5]);
+  assert.equal(other.lastEventId, "e:5-0");
 });

@@ -23,4 +23,7 @@ test("at one place the marks say what came later", () => {
   assert.equal(after("e:F-9~a~1", "e:F-9~a"), true);
   assert.equal(after("e:10-1", "e:F-9~zz"), true);
   assert.equal(after("e:F-9*~b", "e:F-9*~a"), true);
+  assert.equal(after("e:F-9", "e:F-9*"), true);
+  assert.equal(after("e:F-9*", "e:F-9"), true);
+  assert.equal(after("e:F-9*", "e:F-9*"), false);
 });
