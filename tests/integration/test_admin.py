@@ -10,6 +10,7 @@ import pytest
 
 from rowcast import Rowcast
 from rowcast.auth.jwt import mint
+from rowcast.telemetry.overview import overview
 from rowcast.testing.serving import serving
 from rowcast.testing.stream import OpenStream
 
@@ -140,3 +141,19 @@ async def test_what_changes_something_must_be_asked_by_the_page(client: httpx.As
 async def test_without_a_key_it_is_off(database: str) -> None:
     async with serving(Rowcast(auth=SECRET).asgi()) as client:
         assert (await client.get("/admin/")).status_code == 403
+
+
+async def test_replicas_with_one_name_are_counted_together(
+    client: httpx.AsyncClient, cast: Rowcast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Roster:
+        async def others(self) -> dict[str, int]:
+            return {cast.replica.name: 3, "another": 2}
+
+    monkeypatch.setattr(cast.replica, "roster", Roster())
+    picture = await overview(cast)
+    assert picture["replicas"] == {cast.replica.name: 3, "another": 2}
+    async with OpenStream(str(client.base_url).rstrip("/"), mint(cast.config, "ann")) as stream:
+        await stream.ready()
+        counted = (await client.get("/events/count", headers=WITH_KEY)).json()
+        assert (await overview(cast))["replicas"] == counted["replicas"] == {cast.replica.name: 4, "another": 2}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import time
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from rowcast.core import values
@@ -92,13 +94,11 @@ async def user(cast: Rowcast, name: str) -> dict[str, Any]:
 
 
 async def _replicas(cast: Rowcast) -> dict[str, int]:
-    mine = {cast.replica.name: cast.hub.streams_count}
-    if cast.replica.roster is None:
-        return mine
-    try:
-        return mine | await cast.replica.roster.others()
-    except Unavailable:
-        return mine  # the log's state says that Redis is away
+    counts = Counter({cast.replica.name: cast.hub.streams_count})
+    if cast.replica.roster is not None:
+        with contextlib.suppress(Unavailable):  # the log's state says that Redis is away
+            counts.update(await cast.replica.roster.others())
+    return dict(counts)
 
 
 def _slowest(streams: dict[Stream, None]) -> list[Stream]:
