@@ -14,7 +14,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks import capture, fanout, latency, log, processes, streams
+from benchmarks import capture, catchup, fanout, latency, log, processes, streams
 
 CASES: dict[str, Callable[[argparse.Namespace], list[str]]] = {
     "fanout": lambda given: fanout.fan_out(given.runs, given.seconds),
@@ -27,6 +27,7 @@ CASES: dict[str, Callable[[argparse.Namespace], list[str]]] = {
     "growth": lambda given: streams.growth(given.runs, given.seconds),
     "capture": lambda given: capture.run(given.rows, given.runs),
     "latency": lambda given: latency.run(given.rows, given.runs),
+    "catchup": lambda given: catchup.run(given.runs),
     "log": lambda given: log.run(given.rows, given.runs),
     "scale": lambda given: streams.scale(given.runs, given.seconds),
 }
