@@ -132,9 +132,10 @@ class _Wakeups:
 
     def _take(self) -> None:
         before = signal.set_wakeup_fd(self._written.fileno(), warn_on_full_buffer=False)
-        if before != self._written.fileno():
+        # Only what was still ours at the next look is ours: a loop that is run anew has taken it back meanwhile.
+        self.taken = before == self._written.fileno()
+        if not self.taken:
             self._theirs = before
-        self.taken = True
         self._timer = self._loop.call_later(CHECK, self._take)
 
     def _read(self) -> None:
