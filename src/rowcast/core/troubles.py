@@ -5,6 +5,14 @@ from __future__ import annotations
 MAX_PROBLEMS = 50
 """Texts kept; older ones go first."""
 
+_SKIPPED = " was skipped: "
+
+
+def public(text: str) -> str:
+    """A problem's text without an error's own words: they may hold values of the row, and are the operator's to see."""
+    what, skipped, why = text.partition(_SKIPPED)
+    return what + skipped + why.partition(":")[0]
+
 
 class Troubles:
     """The problems of a router and its rules.
@@ -36,4 +44,4 @@ class Troubles:
         """Count a row that was skipped, and keep the latest one's text."""
         self.poisoned += 1
         message = " ".join(str(error).split())[:200]
-        self.note(what, f"{text} was skipped: {type(error).__name__}: {message}")
+        self.note(what, f"{text}{_SKIPPED}{type(error).__name__}: {message}")

@@ -11,6 +11,8 @@ from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 from starlette.requests import Request
 from starlette.responses import Response
 
+from rowcast.core.troubles import public
+from rowcast.errors import AuthError
 from rowcast.http.api import require_key
 from rowcast.http.responses import RETRY_AFTER, error, json
 from rowcast.ports import State
@@ -55,7 +57,7 @@ async def readyz(request: Request) -> Response:
         *(replica.guard.problems if replica.guard else ()),
     ]
     if problems:
-        more["problems"] = problems
+        more["problems"] = problems if _is_operator(request) else [public(problem) for problem in problems]
     down = [f"{name}: {state.detail}" for name, state in states.items() if not state.ok]
     if down:
         return error(503, "; ".join(down), {"retry-after": RETRY_AFTER}, **more)
@@ -100,6 +102,14 @@ async def metrics(request: Request) -> Response:
         require_key(request)
     told = cast.metrics.expose() if cast.siblings is None else merge.text(await cast.siblings.metrics())
     return Response(told, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def _is_operator(request: Request) -> bool:
+    try:
+        require_key(request)
+    except AuthError:
+        return False
+    return True
 
 
 def _failure(failed: BaseException) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rowcast.core.troubles import MAX_PROBLEMS, Troubles
+from rowcast.core.troubles import MAX_PROBLEMS, Troubles, public
 
 
 def test_a_text_replaces_the_one_about_the_same_and_comes_last() -> None:
@@ -28,3 +28,13 @@ def test_a_poison_row_is_counted_and_its_error_kept_on_one_short_line() -> None:
     assert len(troubles.texts) == 1
     assert troubles.texts[0].startswith("a row was skipped: ValueError: bad 2 xxx")
     assert len(troubles.texts[0]) < 300
+
+
+def test_an_errors_own_words_are_not_for_everybody() -> None:
+    troubles = Troubles()
+    troubles.poison("row", "rule 1: a row of people", ValueError("could not convert string to float: 'SECRET: 1'"))
+    troubles.note("column", "rule 1: people had no column 'x' for a time")
+    skipped, column = troubles.texts
+    assert "SECRET" in skipped
+    assert public(skipped) == "rule 1: a row of people was skipped: ValueError"
+    assert public(column) == column

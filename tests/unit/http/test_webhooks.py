@@ -376,3 +376,15 @@ async def test_check_asks_for_no_database_where_a_webhook_brings_the_changes(mak
     with_webhook, without = make(route=[ROUTE], webhooks=BOTH), make(route=[ROUTE])
     assert [result.ok for result in await check.run(with_webhook.config)] == [True]
     assert [result.ok for result in await check.run(without.config)] == [False]
+
+
+async def test_readyz_tells_values_of_rows_to_the_operator_only(make: Make, serve: Any) -> None:
+    cast = make()
+    async with serve(cast.asgi()) as client:
+        await client.get("/readyz")
+        rule = ValueError("could not convert string to float: 'SECRET'")
+        cast.replica.router._troubles.poison("row", "route 1: a row of people", rule)
+        [told] = (await client.get("/readyz")).json()["problems"]
+        assert told == "route 1: a row of people was skipped: ValueError"
+        [told] = (await client.get("/readyz", headers={"authorization": "Bearer the-api-key"})).json()["problems"]
+        assert "SECRET" in told
