@@ -231,17 +231,27 @@ class Client:
             self._view[topic, record["id"]] = record["number"]
 
     async def _fetch(self, topics: frozenset[str], *, anew: bool = False) -> None:
-        """What the application's own API would answer."""
+        """What the application's own API would answer.
+
+        A commit can come by on a stream a moment before other sessions see it. Whoever fetches because of it must wait
+        for that (docs/explanation/guarantees.md): the lock does, since writers hold theirs until they can be seen.
+        """
         if anew:
             self._view = {}
         if topics:
-            self._view |= await select(self._pool, topics)
+            async with self._pool.connection() as connection, connection.transaction():
+                await connection.execute("LOCK TABLE items IN SHARE MODE")
+                self._view |= await rows_of(connection, topics)
 
 
 async def select(pool: Pool, topics: frozenset[str]) -> View:
     async with pool.connection() as connection:
-        rows = await connection.execute("SELECT topic, id, number FROM items WHERE topic = ANY(%s)", [list(topics)])
-        return {(topic, item): number async for topic, item, number in rows}
+        return await rows_of(connection, topics)
+
+
+async def rows_of(connection: psycopg.AsyncConnection[Any], topics: frozenset[str]) -> View:
+    rows = await connection.execute("SELECT topic, id, number FROM items WHERE topic = ANY(%s)", [list(topics)])
+    return {(topic, item): number async for topic, item, number in rows}
 
 
 class History:
