@@ -13,10 +13,10 @@ from bisect import bisect_right
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 
-from rowcast.core.body import body_of
-from rowcast.core.entry import Batch, Control, Entry, Kind
+from rowcast.core.entry import Batch, Entry, Kind
 from rowcast.core.position import ORIGIN, Place, Position
 from rowcast.errors import Expired, Unavailable
+from rowcast.logs.drafts import entry_of
 from rowcast.ports import Bounds, Draft, Log, State
 
 APPEND_TIMEOUT = 5.0
@@ -116,7 +116,7 @@ class MemoryLog:
             raise Unavailable("the log is closed: it was not published")
         position = Position(self._epoch, self._head[0], self._head[1] + 1)
         now = time.time()
-        self._add([_entry(draft, position.place, now)], position.place, now)
+        self._add([entry_of(draft, position.place, now)], position.place, now)
         await self._wake()
         await self._drained()
         return position
@@ -239,21 +239,3 @@ def _place(item: tuple[float, Entry] | None) -> Place:
 
 def _size(entry: Entry) -> int:
     return entry.size if entry.kind in (Kind.DATA, Kind.SWEEP) else _SMALL
-
-
-def _entry(draft: Draft, place: Place, now: float) -> Entry:
-    time_us = round(now * 1e6)
-    if draft.control is not None:
-        return Entry(Kind.CONTROL, place, Control(draft.control, draft.user, draft.at or now), time=time_us)
-    body = body_of(draft.form, draft.topic, draft.data, draft.key)
-    kind = Kind.SWEEP if draft.form == "sweep" else Kind.DATA
-    return Entry(
-        kind,
-        place,
-        body,
-        topic=draft.topic,
-        key=draft.key,
-        event=draft.event,
-        time=time_us,
-        interval=draft.interval,
-    )

@@ -16,10 +16,10 @@ import time
 from collections.abc import AsyncIterator
 
 from rowcast.core import codec
-from rowcast.core.body import body_of
-from rowcast.core.entry import Batch, Control, Entry, Kind
+from rowcast.core.entry import Batch
 from rowcast.core.position import ORIGIN, Place, Position
 from rowcast.errors import DecodeError, Expired, Repeated, SetupError, Unavailable
+from rowcast.logs.drafts import entry_of
 from rowcast.logs.leader import WalLeader
 from rowcast.logs.redis_cursor import Cursor, Item, Kept, page_of
 from rowcast.logs.redis_store import RedisStore, Refused, mint
@@ -127,7 +127,7 @@ class RedisLog:
         if self._closed:
             raise Unavailable("this replica is closing: it was not published")
         now = time.time()
-        data = codec.encode([_entry(draft, now)], self._max_event)
+        data = codec.encode([entry_of(draft, ORIGIN, now)], self._max_event)
         nonce = mint()
         waiting = self._awaited[nonce] = asyncio.get_running_loop().create_future()
         sent = False
@@ -267,25 +267,6 @@ class RedisLog:
             logger.warning("the log can't be read: %s; trying again", detail)
         since = time.time() if self._state.ok else self._state.since
         self._state = State(ok=False, detail=detail, since=since)
-
-
-def _entry(draft: Draft, now: float) -> Entry:
-    """What was published, yet without its place."""
-    time_us = round(now * 1e6)
-    if draft.control is not None:
-        return Entry(Kind.CONTROL, ORIGIN, Control(draft.control, draft.user, draft.at or now), time=time_us)
-    body = body_of(draft.form, draft.topic, draft.data, draft.key)
-    kind = Kind.SWEEP if draft.form == "sweep" else Kind.DATA
-    return Entry(
-        kind,
-        ORIGIN,
-        body,
-        topic=draft.topic,
-        key=draft.key,
-        event=draft.event,
-        time=time_us,
-        interval=draft.interval,
-    )
 
 
 def _unpublished(what: str, sent: bool) -> Unavailable:

@@ -7,18 +7,14 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import shutil
-import signal
 import subprocess
-import tempfile
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import redis
 
 from rowcast.errors import SetupError
 from rowcast.testing.postgres import free_port
+from rowcast.testing.process import ServerProcess
 
 
 def embedded_valkey() -> Path:
@@ -30,7 +26,7 @@ def embedded_valkey() -> Path:
     return Path(found.origin).parent / "bin" / "valkey-server"
 
 
-class ValkeyServer:
+class ValkeyServer(ServerProcess):
     """One server with nothing on disk unless `settings` say so.
 
     `settings` go to the command line (`{"maxmemory": "10mb"}`). `port`: None picks a free one. `program`: the
@@ -41,32 +37,15 @@ class ValkeyServer:
     def __init__(
         self, *, port: int | None = None, settings: dict[str, str] | None = None, program: Path | None = None
     ) -> None:
+        super().__init__("rowcast-valkey-")
         self.program = program or embedded_valkey()
         self.port = port or free_port()
         self.settings = {"save": "", "appendonly": "no"} | (settings or {})
-        self._directory = Path(tempfile.mkdtemp(prefix="rowcast-valkey-"))
-        self._process: subprocess.Popen[bytes] | None = None
 
     @property
     def url(self) -> str:
         """Where it is: `redis://127.0.0.1:PORT/0`."""
         return f"redis://127.0.0.1:{self.port}/0"
-
-    @property
-    def pid(self) -> int:
-        """Its process id."""
-        assert self._process is not None
-        return self._process.pid
-
-    @property
-    def log(self) -> Path:
-        """Its log file."""
-        return self._directory / "log"
-
-    @property
-    def running(self) -> bool:
-        """Whether it runs."""
-        return self._process is not None and self._process.poll() is None
 
     def client(self) -> redis.Redis:
         """A new synchronous client."""
@@ -77,58 +56,13 @@ class ValkeyServer:
         arguments = [str(self.program), "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self._directory)]
         for name, value in self.settings.items():
             arguments += [f"--{name}", value]
-        with self.log.open("ab") as log:
-            self._process = subprocess.Popen(
-                arguments, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
-            )
+        process = self._launch(arguments)
         with contextlib.closing(self.client()) as client:
             while True:
-                if self._process.poll() is not None:
+                if process.poll() is not None:
                     raise SetupError(f"the server did not start: {self.log.read_text()[-2000:]}")
                 with contextlib.suppress(redis.RedisError):
                     client.ping()
                     return
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    self._process.wait(0.02)
-
-    def stop(self, *, timeout: float = 20.0) -> None:
-        """SIGTERM, and wait. `timeout` in seconds. Raises subprocess.TimeoutExpired when it is still there then."""
-        self._end(signal.SIGTERM, timeout)
-
-    def kill(self) -> None:
-        """kill -9. What it had in memory is gone."""
-        self._end(signal.SIGKILL, 20.0)
-
-    def pause(self) -> None:
-        """Freeze it: connections stay open, and nothing answers."""
-        self._send(signal.SIGSTOP)
-
-    def resume(self) -> None:
-        """Let it go on after `pause`."""
-        self._send(signal.SIGCONT)
-
-    def destroy(self) -> None:
-        """End it, and remove what it left."""
-        self.kill()
-        shutil.rmtree(self._directory, ignore_errors=True)
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.destroy()
-
-    def _send(self, number: signal.Signals) -> None:
-        assert self._process is not None
-        self._process.send_signal(number)
-
-    def _end(self, number: signal.Signals, timeout: float) -> None:
-        if self._process is None:
-            return
-        if self._process.poll() is None:
-            self._process.send_signal(number)
-            self._process.wait(timeout)
-        self._process = None
+                    process.wait(0.02)

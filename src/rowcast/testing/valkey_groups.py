@@ -38,7 +38,30 @@ def until(true: Callable[[], Any], what: str, timeout: float = 30.0) -> Any:
     raise SetupError(f"within {timeout:g} s {what} did not come about")
 
 
-class ValkeyCluster:
+class _Group:
+    """Several servers, started on entry and destroyed on exit; also when not all of them would start."""
+
+    def start(self) -> None:
+        raise NotImplementedError
+
+    def destroy(self) -> None:
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.destroy()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.destroy()
+
+
+class ValkeyCluster(_Group):
     """A Cluster of `primaries` nodes that share all slots, each with `replicas` replicas. See `ValkeyServer`."""
 
     def __init__(self, primaries: int = 2, replicas: int = 0, *, program: Path | None = None) -> None:
@@ -111,21 +134,8 @@ class ValkeyCluster:
         for node in self.nodes:
             node.destroy()
 
-    def __enter__(self) -> Self:
-        try:
-            self.start()
-        except BaseException:
-            self.destroy()
-            raise
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.destroy()
-
-
-class SentinelGroup:
+class SentinelGroup(_Group):
     """A primary, `replicas` replicas, and `sentinels` sentinels that let another be primary when it is gone.
 
     `down_after`: seconds without an answer after which they agree that it is. `settings` are the servers'.
@@ -220,19 +230,6 @@ class SentinelGroup:
         for server in self.servers:
             server.destroy()
         shutil.rmtree(self._directory, ignore_errors=True)
-
-    def __enter__(self) -> Self:
-        try:
-            self.start()
-        except BaseException:
-            self.destroy()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.destroy()
 
 
 def _ask(server: ValkeyServer, command: str, *arguments: Any) -> Any:
