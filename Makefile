@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast lint bench lock clean
+.PHONY: help demo test test-fast lint bench docs lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -34,9 +34,13 @@ lint: $(READY) ## ruff, ruff format, mypy --strict, import-linter
 bench: $(READY) ## the benchmarks; prints tables and writes a dated result (benchmarks/README.md)
 	$(BIN)/python -m benchmarks $(ARGS)
 
+docs: $(READY) ## the documents as a site, in docs/_build; a warning is an error
+	$(BIN)/python -m sphinx --fail-on-warning --quiet docs docs/_build
+	@echo "open docs/_build/index.html"
+
 lock: $(READY) ## resolve requirements/dev.in anew into requirements/dev.txt
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --python-version 3.11 \
 		--output-file requirements/dev.txt requirements/dev.in
 
 clean: ## remove what make made
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache dist
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache dist docs/_build

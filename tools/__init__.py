@@ -1,0 +1,1 @@
+"""What the project needs beside itself: reading its documents, taking its pictures."""
