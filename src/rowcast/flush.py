@@ -10,14 +10,18 @@ their streams, and each stream is written once per flush, joined. It is fair and
   when there is load.
 - What the express queue holds beyond one slice goes with the next round, and until that is over everything does: many
   streams with few subscribers each are bulk as well.
+- Streams that are BEHIND wait for *pages*: one after the other each gets a page of what it missed, for a slice in each
+  turn, and who has more to catch up with goes to the end of that queue. So a thousand catch-ups take their time from
+  each other, and from those who are LIVE one slice of a turn.
 
-A stream may be on both queues. Its pending list is always written whole, so whichever reaches it first keeps its order.
+A stream may be on all of them. Its pending list is always written whole, so whichever reaches it first keeps its order.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable, Collection
 
 from rowcast.core.stream import Stream, StreamState
@@ -26,7 +30,7 @@ EXPRESS = 64
 """Subscribers up to which an entry hurries."""
 
 SLICE = 0.002
-"""Seconds that a turn may write to the streams of either queue before the loop goes on."""
+"""Seconds that a turn may write to the streams of each queue before the loop goes on."""
 
 PAUSE = 0.05
 """Seconds between two rounds at most."""
@@ -36,7 +40,7 @@ STRIDE = 32
 
 
 class Flush:
-    """The two queues of a hub and their pace.
+    """The queues of a hub and their pace.
 
     `wake` has a stream's writer take what is pending; it must not raise. Without a running loop (in tests that drive
     a hub by hand) everything is written at once.
@@ -48,6 +52,7 @@ class Flush:
         self._express: list[Stream] = []
         self._bulk: list[Stream] = []
         self._round: list[Stream] = []
+        self._behind: deque[Stream] = deque()
         self._at = 0
         self._began = 0.0
         self._not_before = 0.0
@@ -92,23 +97,30 @@ class Flush:
             self._express.append(stream)
 
     def later(self, stream: Stream) -> None:
-        """Have a stream written with the next round: it has much to catch up with."""
+        """Have a stream written with the next round: it is in no hurry."""
         if not stream.bulk:
             stream.bulk = True
             self._bulk.append(stream)
 
+    def catch_up(self, stream: Stream) -> None:
+        """Have a stream that is BEHIND written when its turn for a page comes."""
+        if not stream.paging:
+            stream.paging = True
+            self._behind.append(stream)
+
     def start(self) -> None:
         """Have what was put on the queues written, in turns of its own."""
-        if self._soon or not (self._express or self._bulk or self._round):
+        if self._soon or not (self._express or self._bulk or self._round or self._behind):
             return
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
-            while self._express or self._bulk:
+            while self._express or self._bulk or self._behind:
                 self._hurry(float("inf"))
                 self._slice(float("inf"))
+                self._pages(float("inf"))
             return
-        if not self._express and not self._round:
+        if not (self._express or self._round or self._behind):
             pause = self._not_before - self._clock()
             if pause > 0:
                 if self._timer is None:
@@ -130,6 +142,8 @@ class Flush:
             now = self._clock()
             if self._round or now >= self._not_before:
                 self._slice(now + SLICE)
+            if self._behind:
+                self._pages(self._clock() + SLICE)
         finally:
             self.start()
 
@@ -174,3 +188,13 @@ class Flush:
         self._round = []
         self._crowded = False
         self.rounds += 1
+
+    def _pages(self, until: float) -> None:
+        """Give pages to those who wait for one: to one at least, and to as many as can have theirs until then."""
+        behind = self._behind
+        while behind:
+            stream = behind.popleft()
+            stream.paging = False
+            self._wake(stream)
+            if self._clock() >= until:
+                return

@@ -449,8 +449,11 @@ class Hub:
             self.catchups["slow"] += 1
 
     def again(self, stream: Stream) -> None:
-        """A stream has more to be taken, and its transport has room: wake it with the next round."""
-        self._writing.later(stream)
+        """A stream has something to be taken that is in no hurry, or more of what it missed: wake it in its turn."""
+        if stream.state is StreamState.BEHIND:
+            self._writing.catch_up(stream)
+        else:
+            self._writing.later(stream)
         self._writing.start()
 
     def drop(self, stream: Stream) -> None:
@@ -543,7 +546,10 @@ class Hub:
             self._index.add(topic, stream)
 
     def _mark(self, stream: Stream) -> None:
-        self._writing.add(stream)
+        if stream.state is StreamState.BEHIND:
+            self._writing.catch_up(stream)
+        else:
+            self._writing.add(stream)
 
     def _flush(self) -> None:
         """Have the streams written that got something."""

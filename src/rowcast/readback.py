@@ -115,7 +115,7 @@ class ReadBack:
             for stream in [stream for stream in self._waiting if stream.cursor >= self._hub.ring.floor]:
                 # The ring has the rest.
                 del self._waiting[stream]
-                self._hub.wake(stream)
+                self._hub.again(stream)
             after = min((stream.cursor for stream in self._waiting if stream.cursor >= after), default=None)
 
     async def _hand_out(self, after: Place, page: Batch) -> None:

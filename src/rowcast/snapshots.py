@@ -210,7 +210,7 @@ class Snapshots:
                 if not fill.awaited:
                     given[stream] = None
         for stream in given:
-            self._hub.wake(stream)
+            self._hub.again(stream)
 
     def _give_up(self, group: Group, reason: str, why: str) -> None:
         if why:

@@ -73,7 +73,7 @@ class Wheel:
                 self._hub.end(stream, reason, retry=jitter.retry(2.0, 6.0))
         for stream in tuple(self._slots[self._next]):
             stream.beat()
-            self._hub.wake(stream)
+            self._hub.again(stream)
         self._next = (self._next + 1) % len(self._slots)
 
     def _slot(self, number: int) -> dict[Stream, None]:

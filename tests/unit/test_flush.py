@@ -140,6 +140,38 @@ async def test_too_much_for_the_express_goes_with_the_bulk() -> None:
     assert sorted(user for user, _ in desk.written) == sorted(stream.grant.user for stream in streams)
 
 
+async def test_a_thousand_catch_ups_take_turns_and_leave_the_others_theirs() -> None:
+    """Each page costs half a slice, so a turn has two of them; whoever is LIVE is written before, in every turn."""
+    desk = Desk(cost=SLICE / 2)
+    behind = desk.streams(1000, "b")
+    for stream in behind:
+        stream.pause((1, 0))
+        stream.pending.append(b"1")
+        desk.flush.catch_up(stream)
+        desk.flush.catch_up(stream)  # waiting twice is waiting once
+    few, many = desk.stream("few"), desk.streams(EXPRESS + 1, "m")
+    paged: list[str] = []
+    desk.flush.start()
+    for turn in range(200):
+        before = len(desk.written)
+        desk.flush.push([few], b"private")
+        if turn == 100:
+            desk.flush.push(many, b"hot")
+        await asyncio.sleep(0)
+        written = desk.written[before:]
+        if turn:  # the turn that `start` asked for comes after this task's first one
+            assert written[0] == ("few", b"private")
+        paged += [user for user, data in written if data == b"1"]
+        assert len([user for user, data in written if data == b"1"]) <= 2
+        for stream in behind:
+            if not stream.pending and not stream.paging:  # it has more to catch up with
+                stream.pending.append(b"1")
+                desk.flush.catch_up(stream)
+    assert desk.flush.rounds == 1, "a round got through meanwhile"
+    assert len(paged) >= 300
+    assert paged == [f"b{number}" for number in range(len(paged))], "nobody gets a second page before all had a first"
+
+
 def test_a_delivery_costs_no_call() -> None:
     """The inner loop by counts: an entry for many streams makes as many appends, and calls nothing of Python."""
     desk = Desk()

@@ -118,7 +118,8 @@ class Stream:
     __slots__ = (
         "__weakref__", "_clock", "_counted", "_counted_bytes", "_deferred", "_filters", "_held", "_narrow", "_noted",
         "_origin", "_paused", "_reset", "_since", "_turns", "_walk", "_walk_from", "_walk_topics", "after", "beaten",
-        "bulk", "cursor", "express", "fill", "grant", "pending", "snapshot", "state", "topics", "wake", "wire",
+        "bulk", "cursor", "express", "fill", "grant", "paging", "pending", "snapshot", "state", "topics", "wake",
+        "wire",
     )  # fmt: skip
 
     def __init__(
@@ -142,7 +143,7 @@ class Stream:
         """STARTING: the hub must have passed this place first."""
         self.pending: list[bytes] = []
         self._counted = self._counted_bytes = 0
-        self.express = self.bulk = False
+        self.express = self.bulk = self.paging = False
         """On which queues of the flush it is."""
         self.beaten: Place = ORIGIN
         """A place that the client was told."""

@@ -30,7 +30,7 @@ from rowcast.core.stream import Stream, StreamState
 from rowcast.errors import BadRequest, Unavailable
 from rowcast.http.taken import END_LIMIT, TakenWriter
 from rowcast.http.takeover import Outcome, offered
-from rowcast.hub import Busy
+from rowcast.hub import Busy, Hub
 
 if TYPE_CHECKING:
     from rowcast.cast import Rowcast
@@ -86,7 +86,7 @@ class Events:
                 _carry(taken, connect, first)
             if outcome is not Outcome.PLAIN:
                 return
-        writer = _Writer(send)
+        writer = _Writer(send, hub)
         try:
             writer.stream = stream = connect(writer.wake)
         except Unavailable as error:  # it was admitted, but the head took its time
@@ -118,14 +118,21 @@ class _Writer:
     left may take END_LIMIT.
     """
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, hub: Hub) -> None:
         self.stream: Stream | None = None
         self._send = send
+        self._hub = hub
+        self._page = b""
         self._ready = asyncio.Event()
         self._limit: asyncio.Timeout | None = None
 
     def wake(self) -> None:
-        """There is something to take, or the stream has ended."""
+        """There is something to take, or the stream has ended.
+
+        A page of what it missed is taken here: the flush counts the time of it, and the task would have none of that.
+        """
+        if self.stream is not None and self.stream.state is StreamState.BEHIND and not self._page:
+            self._page = self.stream.take()
         self._ready.set()
         ended = self.stream is not None and self.stream.state is StreamState.ENDED
         if ended and self._limit is not None and self._limit.when() is None:
@@ -149,12 +156,14 @@ class _Writer:
         assert stream is not None
         while not leaving.done():
             self._ready.clear()
-            data = stream.take()
+            data, self._page = self._page, b""
+            if not data and stream.state is not StreamState.BEHIND:
+                data = stream.take()
             if data:
                 await self._body(data)
                 if stream.state is StreamState.BEHIND:
                     # A server's `send` need not wait for anything: the others have their turn between two pages.
-                    await asyncio.sleep(0)
+                    self._hub.again(stream)
             elif stream.state is StreamState.ENDED:
                 await self._body(b"", more=False)
                 return
