@@ -61,8 +61,8 @@ async def test_a_killed_leader_loses_and_doubles_nothing(drill: Any, follow: Any
           f"{sum(client.connections for client in clients)} connections; "
           f"elected after {_figures(elected)}, delivered again after {_figures(resumed)}")  # fmt: skip
     print("take-overs, ms:", " ".join(f"{1000 * seconds:.0f}" for seconds in elected))
-    # A leader that died on this host is noticed by its broken connection.
-    assert max(elected) < 2.0
+    # A leader that died on this host is noticed by its broken connection, not by wal_sender_timeout (10 s).
+    assert max(elected) < 8.0
 
 
 @contextlib.asynccontextmanager

@@ -185,7 +185,7 @@ def test_a_killed_server_costs_nothing(stage: Stage) -> None:
 
 
 def test_a_token_that_expires_is_replaced_without_a_gap(stage: Stage) -> None:
-    page = stage.open(tokens=[stage.token(ttl=2.0), stage.token()])
+    page = stage.open(tokens=[stage.token(ttl=6.0), stage.token()])
     stage.shown(page)
     page.wait_for_function("events.some(([event, data]) => data.reason === 'token_expired')", timeout=20_000)
     stage.write("INSERT INTO items VALUES (4, 'meanwhile')")

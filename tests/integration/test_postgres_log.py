@@ -197,7 +197,7 @@ async def test_two_readers_see_the_same_places_however_often_one_is_cut(items: s
         assert_orderly(pieces)
         first = [(entry.place, entry.kind, entry.topic, entry.xid) for entry in whole.entries]
         second = [(entry.place, entry.kind, entry.topic, entry.xid) for entry in pieces.entries]
-        assert len(first) > 1000
+        assert len(first) > 100
         assert any(entry.kind is Kind.SWEEP for entry in whole.entries)
         assert first == second
 
@@ -217,15 +217,17 @@ async def test_a_truncate_is_a_sweep_on_every_replica(items: str) -> None:
         assert tail.places == other.places
 
 
-async def test_a_commit_that_answers_an_event_is_not_delayed(items: str) -> None:
+async def test_a_commit_that_answers_an_event_is_not_delayed(items: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A walsender of Postgres 16 to 18 can sleep through a commit that comes right after it has sent something."""
-    async with reading(items) as (log, _):
+    # What would wake it otherwise is far away, so that a pause of this machine is not taken for it.
+    monkeypatch.setattr(wal, "STATUS_INTERVAL", 60.0)
+    async with opened(items, wal_sender_timeout=180.0) as log, tailing(log):
         slowest = 0.0
         for number in range(400):
             started = time.monotonic()
             await log.append(data(f"t{number}"))
             slowest = max(slowest, time.monotonic() - started)
-        assert slowest < wal.STATUS_INTERVAL / 2
+        assert slowest < 15
 
 
 # The anchor and the epoch
@@ -295,7 +297,7 @@ async def test_making_the_anchor_says_what_it_waits_for(
             idle.execute("SELECT pg_current_xact_id()")
             log = new_log(items, pool)
             opening = asyncio.create_task(log.open())
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(30):
                 while not log.anchor.waits_for:
                     await asyncio.sleep(0.01)
             assert "forgetful" in log.state().detail
@@ -313,7 +315,7 @@ async def test_giving_up_the_wait_leaves_neither_a_slot_nor_the_lock(items: str)
             opening = asyncio.create_task(new_log(items, pool).open())
             waiting = "SELECT count(*) FROM pg_stat_activity WHERE query ^@ 'SELECT pg_create_logical'"
             with admin(items) as connection:
-                async with asyncio.timeout(10):
+                async with asyncio.timeout(30):
                     while connection.execute(waiting).fetchone() != (1,):
                         await asyncio.sleep(0.01)
                 opening.cancel()
@@ -415,20 +417,22 @@ async def _patiently(log: PostgresLog) -> tuple[int, int]:
 async def test_the_anchor_can_be_copied_while_it_is_being_advanced(items: str) -> None:
     async with opened(items) as log:
         going = True
+        moved = 0
 
-        async def advance() -> int:
-            moved = 0
+        async def advance() -> None:
+            nonlocal moved
             async with await psycopg.AsyncConnection.connect(items, autocommit=True) as connection:
                 while going:
                     await connection.execute("INSERT INTO quiet DEFAULT VALUES")
                     cursor = await connection.execute("SELECT pg_current_wal_flush_lsn()::text")
                     [(lsn,)] = await cursor.fetchall()
                     moved += await log.anchor.advance(parse_lsn(lsn))
-            return moved
 
         advancing = asyncio.create_task(advance())
         last = 0
-        for number in range(15):
+        for number in itertools.count():
+            if number >= 15 and moved > 15:
+                break
             session = await wal.WalSession.connect(items, name="rowcast test")
             copied = await session.copy_slot("rowcast", f"rowcast_copy_{number}")
             assert copied >= last
@@ -437,7 +441,7 @@ async def test_the_anchor_can_be_copied_while_it_is_being_advanced(items: str) -
             await session.receive()
             await session.close()
         going = False
-        assert await advancing > 15
+        await advancing
 
 
 async def test_a_replica_for_which_there_is_no_slot_says_so_and_gets_the_next() -> None:
@@ -447,7 +451,7 @@ async def test_a_replica_for_which_there_is_no_slot_says_so_and_gets_the_next() 
         async with opened(server.url()) as log:
             async with reading(server.url()) as (other, _):
                 waiting = Tail(log)
-                async with asyncio.timeout(10):
+                async with asyncio.timeout(30):
                     while "max_replication_slots" not in log.state().detail:
                         await asyncio.sleep(0.01)
                 assert not log.state().ok
@@ -571,25 +575,43 @@ async def test_a_reader_that_stops_lets_a_checkpoint_and_a_shutdown_finish() -> 
 
 async def test_a_huge_transaction_is_answered_in_the_middle(items: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The server would cut a reader that says nothing until the commit; and it comes in pieces."""
-    monkeypatch.setattr(wal, "STATUS_INTERVAL", 0.05)
+    clock = Clock(step=2 * wal.STATUS_INTERVAL)
+    monkeypatch.setattr(wal, "time", clock)
     async with opened(items) as log, await psycopg.AsyncConnection.connect(items, autocommit=True) as connection:
         await connection.execute(
             "INSERT INTO items (grp, text) SELECT 1, repeat('x', 99) FROM generate_series(1, 50000)"
         )
         end = await log.head()
         sizes: list[int] = []
-        answers = set()
+        answers: set[int] = set()
         async for batch in log.tail():
             sizes.append(len(batch.entries))
-            if batch.head[1] and len(sizes) % 10 == 0:
-                cursor = await connection.execute("SELECT reply_time FROM pg_stat_replication")
-                answers.update(await cursor.fetchall())
+            if batch.head[1]:  # in the middle of the transaction
+                answers.add(clock.statuses)
             if batch.head >= end:
                 break
         assert log.sessions == 1
         assert sum(sizes) == 50_000
         assert max(sizes) <= wal.CHUNK_MESSAGES
-        assert len(answers) > 3
+        # By its clock a status is due at each read, and it takes at least so many to read this.
+        assert len(answers) > 50_000 / wal.CHUNK_MESSAGES - 10
+
+
+class Clock:
+    """A clock that goes on by `step` seconds whenever it is read, and counts the statuses that carry its time."""
+
+    def __init__(self, step: float) -> None:
+        self._step = step
+        self._now = time.monotonic()
+        self.statuses = 0
+
+    def monotonic(self) -> float:
+        self._now += self._step
+        return self._now
+
+    def time_ns(self) -> int:
+        self.statuses += 1
+        return time.time_ns()
 
 
 # Publishing

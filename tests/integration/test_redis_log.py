@@ -108,7 +108,7 @@ async def test_a_mark_passes_in_milliseconds(items: str, valkey: ValkeyServer) -
             started = clock()
             await cast.hub.passed(await cast.log.head())
             times.append(clock() - started)
-        assert sorted(times)[10] < 0.1
+        assert sorted(times)[10] < 1.0  # of the 5 s between two heartbeats
 
 
 async def test_a_replica_that_comes_later_has_a_warm_ring(items: str, valkey: ValkeyServer) -> None:
@@ -168,7 +168,10 @@ async def test_a_redis_that_freezes_loses_nothing(
 
 
 @pytest.mark.parametrize("how", ["flush", "restart", "del"])
-async def test_a_log_that_is_gone_is_a_reset(items: str, valkey: ValkeyServer, how: str) -> None:
+async def test_a_log_that_is_gone_is_a_reset(
+    items: str, valkey: ValkeyServer, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leader, "HEARTBEAT", 60.0)  # so that only what notices it at once can
     async with running(items, valkey) as one, running(items, valkey) as two:
         streams = [LocalStream(cast, "ann", ["t"]) for cast in (one, two)]
         for stream in streams:
@@ -186,7 +189,7 @@ async def test_a_log_that_is_gone_is_a_reset(items: str, valkey: ValkeyServer, h
                 client.flushall() if how == "flush" else client.delete(HEAD)
         # An idle database must not keep anybody from being told.
         for stream in streams:
-            await stream.until(lambda: "rowcast.reset" in names(stream), timeout=3)  # noqa: B023  # awaited at once
+            await stream.until(lambda: "rowcast.reset" in names(stream))  # noqa: B023  # awaited at once
         insert(items, 5)
         last = committed(items)[-1]
         for stream in streams:
@@ -264,7 +267,7 @@ async def test_a_new_slot_is_a_new_epoch(items: str, valkey: ValkeyServer) -> No
     with psycopg.connect(items, autocommit=True) as connection:
         connection.execute("SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots")
     async with running(items, valkey) as cast:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while cast.hub.epoch == epoch:
                 await asyncio.sleep(0.02)
 
@@ -489,7 +492,7 @@ async def test_a_leader_that_can_not_append_says_so_until_it_can(
         await stream.ready()
         with valkey.client() as client:
             client.config_set("maxmemory", "1")
-            async with asyncio.timeout(15):
+            async with asyncio.timeout(30):
                 while cast.log.state().ok:
                     await asyncio.sleep(0.01)
             said = set()
@@ -502,7 +505,7 @@ async def test_a_leader_that_can_not_append_says_so_until_it_can(
             assert len(said) == 1
             assert "maxmemory" in said.pop()
             client.config_set("maxmemory", "0")
-            async with asyncio.timeout(15):
+            async with asyncio.timeout(30):
                 while not cast.log.state().ok:
                     await asyncio.sleep(0.01)
 

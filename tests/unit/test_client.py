@@ -70,7 +70,7 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 async def take(stream: EventStream, count: int) -> list[Event]:
     events = []
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         async for event in stream:
             events.append(event)
             if len(events) == count:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from typing import Any
 
 import pytest
@@ -254,10 +253,8 @@ async def test_a_first_fetch_that_fails_is_an_outage(
 async def test_an_issuer_that_does_not_answer_is_given_up(issuer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "TIMEOUT", 0.05)
     issuer.gate.clear()
-    started = time.monotonic()
     with pytest.raises(Unavailable):
         await Jwks(issuer.url).key("k1", "ES256")
-    assert time.monotonic() - started < 5
 
 
 async def test_nobody_listens_there(issuer: Any) -> None:

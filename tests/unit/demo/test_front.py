@@ -135,7 +135,7 @@ async def test_a_stream_ends_when_its_replica_dies(demo: Demo) -> None:
 async def test_a_page_that_goes_away_lets_go_of_the_replica(demo: Demo) -> None:
     async with demo.stream("me") as lines:
         await first(lines)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while demo.proxy.holder("me") is not None or any(upstream.open for upstream in demo.upstreams):
             await asyncio.sleep(0.005)
 

@@ -28,7 +28,7 @@ def make(script: str, logs: Path, *, names: str = "AB", pause: float = 0.05) -> 
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not condition():
             await asyncio.sleep(0.005)
 
