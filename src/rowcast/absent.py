@@ -18,7 +18,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 
@@ -32,8 +31,9 @@ from rowcast.core.position import Place
 from rowcast.core.snapshot import Snapshot
 from rowcast.core.template import Template
 from rowcast.errors import Unavailable
+from rowcast.telemetry.journal import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 USERS = 250
 """Users in one round: 10,000 in a second."""
@@ -278,4 +278,4 @@ class Absentees:
     def _complain(self, what: str, error: Exception) -> None:
         if time.monotonic() - self._told >= REPEAT_INTERVAL:
             self._told = time.monotonic()
-            logger.warning("%s: %s", what, error)
+            logger.warning("cache_unreachable", "%s: %s", what, error)

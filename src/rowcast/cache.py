@@ -12,7 +12,6 @@ nothing is held until Redis answers again, and the keys that are owed are delete
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 
@@ -22,8 +21,9 @@ from rowcast.asking import asking
 from rowcast.core.stream import Stream, StreamState
 from rowcast.core.template import Template
 from rowcast.errors import ConfigError, Unavailable
+from rowcast.telemetry.journal import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 PATIENCE = 0.25
 """Seconds that a delivery waits for Redis."""
@@ -163,4 +163,6 @@ class Invalidation:
                 self._release(stream)
         if time.monotonic() - self._told >= REPEAT_INTERVAL:
             self._told = time.monotonic()
-            logger.warning("cached keys can't be deleted, and are delivered over until they can: %s", error)
+            logger.warning(
+                "cache_unreachable", "cached keys can't be deleted, and are delivered over until they can: %s", error
+            )

@@ -25,13 +25,14 @@ from rowcast.errors import BadRequest, ConfigError, RowcastError
 
 if TYPE_CHECKING:
     from rowcast.config import Config
+    from rowcast.telemetry.journal import Format, Level
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 FILE = "rowcast.toml"
 """The configuration that is read when none is named, if it is there."""
 
-LEVEL_VARIABLE = "ROWCAST_LOG_LEVEL"
+LEVEL_VARIABLE = "ROWCAST_SERVER_LOG_LEVEL"
 
 ADVISED_TOKEN = 7 * 1024
 """Bytes; proxies refuse request heads that are not much longer."""
@@ -100,10 +101,14 @@ def demo(port: int, replicas: int, log: str, browser: bool) -> None:
 @option(
     "--log-level",
     envvar=LEVEL_VARIABLE,
-    default="info",
-    show_default=True,
     type=click.Choice(["debug", "info", "warning", "error"]),
-    help="What is written to stderr.",
+    help="What is written to stderr.  [default: info]",
+)
+@option(
+    "--log-format",
+    envvar="ROWCAST_SERVER_LOG_FORMAT",
+    type=click.Choice(["text", "json"]),
+    help="As lines to be read, or one JSON object each.  [default: text]",
 )
 def serve(
     target: str | None,
@@ -113,10 +118,13 @@ def serve(
     log: str | None,
     workers: int,
     access_log: bool,
-    log_level: str,
+    log_level: Level | None,
+    log_format: Format | None,
 ) -> int:
     """Serve streams and the API: the configuration's (ROWCAST_CONFIG), or an application of yours."""
-    _log_to_stderr(log_level)
+    from rowcast.telemetry import journal
+
+    journal.install(log_format or "text", log_level or "info")
     worker = None
     if workers > 1:
         from rowcast import workers as several
@@ -130,6 +138,7 @@ def serve(
     from rowcast.config import Config
 
     overrides = {"server.host": host, "server.port": port, "postgres.url": postgres, "log.url": log}
+    overrides |= {"server.log_level": log_level, "server.log_format": log_format}
     application: Any
     if target is not None and server.is_reference(target):
         if postgres or log:
@@ -138,7 +147,12 @@ def serve(
         config = application.config if isinstance(application, Rowcast) else Config()
     else:
         config = _load(target, overrides)
+        journal.install(config.server.log_format, config.server.log_level)
         application = Rowcast(config)
+    form, level = log_format or config.server.log_format, log_level or config.server.log_level
+    journal.install(form, level)
+    if worker is not None:
+        worker.tell(f"journal {form} {level}")
     server.serve(
         application,
         host=host or config.server.host,
@@ -294,9 +308,13 @@ def _run() -> int:
         _say(" ".join(str(error).split()))
         return 1
     except Exception as error:
-        if logging.getLogger().isEnabledFor(logging.DEBUG) or os.environ.get(LEVEL_VARIABLE) == "debug":
-            logging.getLogger(__name__).exception("nobody expected this")
-        _say(f"{type(error).__name__}: {' '.join(str(error).split())}; {LEVEL_VARIABLE}=debug shows where")
+        from rowcast.telemetry import journal
+
+        debug = os.environ.get(LEVEL_VARIABLE) == "debug" or logging.getLogger().isEnabledFor(logging.DEBUG)
+        hint = f"; {LEVEL_VARIABLE}=debug shows where"
+        if debug:
+            hint = "\n" + journal.without_secrets(journal.trace(error))
+        _say(journal.last_words(error) + hint)
         return 1
     return result if isinstance(result, int) else 0
 
@@ -359,13 +377,6 @@ def _split(text: str) -> list[str]:
 
 def _say(text: str) -> None:
     click.echo(f"rowcast: {text}", err=True)
-
-
-def _log_to_stderr(level: str) -> None:
-    logging.basicConfig(level=level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    # One line for each request of ours to an issuer is too much, and uvicorn's own story of its start too.
-    for name in ("httpx", "httpcore", "uvicorn.error"):
-        logging.getLogger(name).setLevel(max(logging.WARNING, logging.getLogger().level))
 
 
 if __name__ == "__main__":

@@ -18,17 +18,17 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import logging
 import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from rowcast import jitter
+from rowcast.telemetry.journal import get_logger
 
 if TYPE_CHECKING:
     from rowcast.hub import Hub
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 RECENT = 60.0
 """Seconds after the last request of any kind during which somebody may be sending more, and so must be told first."""
@@ -102,7 +102,7 @@ class Drain:
         self.deadline = now + self._limit
         needed = bool(self._hub.streams) or now - self._asked_at() < RECENT
         self._noticed_at = min(now + self._delay, self.deadline) if needed else now
-        logger.info("draining: %d streams", self._hub.streams_count)
+        logger.info("draining", "draining: %d streams", self._hub.streams_count, streams=self._hub.streams_count)
         self._hub.drain()
         self._hand_over()
         self._running = self.loop.create_task(self._run())

@@ -8,7 +8,6 @@ known at `wire.head` is known for every stream alike.
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -33,9 +32,10 @@ from rowcast.readback import ReadBack
 from rowcast.releases import Releases
 from rowcast.snapshots import Snapshots
 from rowcast.telemetry.histogram import Histogram
+from rowcast.telemetry.journal import get_logger
 from rowcast.wheel import Wheel
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 _NAMES = {kind: kind.name.lower() for kind in Kind}
 
@@ -291,7 +291,7 @@ class Hub:
         if self.absent is not None:
             self.absent.restart(gap=not first)
         if not first:
-            logger.warning("log restarted at %s: %s", self.wire.position(batch.head), reason)
+            logger.warning("streams_reset", "log restarted at %s: %s", self.wire.position(batch.head), reason)
         for user, streams in self.users.items():
             for stream in streams:
                 stream.after = None
@@ -439,7 +439,7 @@ class Hub:
             if stream.pending and stream.bound():
                 self.catchups["slow"] += 1
         except Exception:
-            logger.exception("a stream could not be woken")
+            logger.exception("stream_failed", "a stream could not be woken")
             self.drop(stream)
 
     def lag(self, stream: Stream) -> None:

@@ -7,7 +7,6 @@ older than what the recent changes were pruned by.
 from __future__ import annotations
 
 import asyncio
-import logging
 from typing import TYPE_CHECKING
 
 from rowcast import jitter
@@ -16,11 +15,12 @@ from rowcast.core.stream import Stream, StreamState
 from rowcast.core.subscriptions import Load, UserRows
 from rowcast.errors import Unavailable
 from rowcast.ports import Loader
+from rowcast.telemetry.journal import get_logger
 
 if TYPE_CHECKING:
     from rowcast.hub import Hub
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 GROUP = 1000
 """Users read by one query at most."""
@@ -123,11 +123,11 @@ class Joins:
             try:
                 await self._round()
             except Unavailable as error:
-                logger.warning("subscriptions can't be read: %s", error)
+                logger.warning("subscriptions_unreadable", "subscriptions can't be read: %s", error)
                 await self._pause()
             except Exception:
                 # Whatever it was, those who wait must be told, and those who come must be served.
-                logger.exception("subscriptions could not be read")
+                logger.exception("subscriptions_failed", "subscriptions could not be read")
                 await self._pause()
 
     async def _pause(self) -> None:

@@ -11,7 +11,6 @@ process counts for itself.
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import time
 from collections.abc import Mapping
@@ -27,11 +26,12 @@ from redis.asyncio import Redis
 from rowcast.errors import ConfigError
 from rowcast.logs.redis_client import connect
 from rowcast.logs.redis_url import RedisUrl, is_redis
+from rowcast.telemetry.journal import get_logger
 
 if TYPE_CHECKING:
     from rowcast.config import Config
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 REDIS_PREFIX = "rowcast:limits"
 """Where the counts are kept in Redis: `rowcast:limits:*`."""
@@ -177,7 +177,7 @@ class Limiter:
         if now - self._told >= REPEAT_INTERVAL:
             self._told = now
             what = " ".join(str(error).split()) or f"no answer within {TIMEOUT:g} s"
-            logger.warning("rate limits can't be counted, so every request passes: %s", what)
+            logger.warning("limits_uncounted", "rate limits can't be counted, so every request passes: %s", what)
 
 
 class WindowStorage(MemoryStorage):

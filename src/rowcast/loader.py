@@ -6,7 +6,6 @@ equals the same value when it comes by in the log.
 
 from __future__ import annotations
 
-import logging
 import re
 import time
 from collections import defaultdict
@@ -28,8 +27,9 @@ from rowcast.core.snapshot import Snapshot
 from rowcast.core.subscriptions import Load, UserRows
 from rowcast.errors import Unavailable
 from rowcast.sql_topics import SqlTopics
+from rowcast.telemetry.journal import get_logger, words
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 PAGE = 100
 """Rows of a whole table that are fetched at once: what else runs here waits while they are decoded."""
@@ -89,7 +89,7 @@ class PostgresLoader:
                     await connection.execute("COMMIT")
             return Load(await self._mark(), read, snapshot)
         except (psycopg.Error, PoolTimeout, PoolClosed) as error:
-            raise Unavailable(f"Postgres can't be asked for subscriptions: {_line(error)}", what="postgres") from error
+            raise Unavailable(f"Postgres can't be asked for subscriptions: {words(error)}", what="postgres") from error
 
     async def read_all(self, reading: Reading) -> tuple[Snapshot, Place]:
         """Read the rows of all users into `reading`, in one REPEATABLE READ transaction, then mark the WAL.
@@ -108,7 +108,7 @@ class PostgresLoader:
                     await connection.execute("ROLLBACK")
             return snapshot, await self._mark()
         except (psycopg.Error, PoolTimeout, PoolClosed) as error:
-            raise Unavailable(f"Postgres can't be asked for all users: {_line(error)}", what="postgres") from error
+            raise Unavailable(f"Postgres can't be asked for all users: {words(error)}", what="postgres") from error
 
     async def _read_table(self, connection: psycopg.AsyncConnection[TupleRow], rule: RowRule, reading: Reading) -> None:
         table = self._catalog[rule.table]
@@ -129,7 +129,7 @@ class PostgresLoader:
             async with self._pool.connection() as connection:
                 return await _snapshot(connection)
         except (psycopg.Error, PoolTimeout, PoolClosed) as error:
-            raise Unavailable(f"Postgres can't be asked for a snapshot: {_line(error)}", what="postgres") from error
+            raise Unavailable(f"Postgres can't be asked for a snapshot: {words(error)}", what="postgres") from error
 
     async def _read_rows(
         self, connection: psycopg.AsyncConnection[TupleRow], rule: RowRule, read: dict[str, UserRows]
@@ -152,7 +152,13 @@ class PostgresLoader:
         now = time.monotonic()
         if now - self._told.get(rule.index, -FAILURE_INTERVAL) >= FAILURE_INTERVAL:
             self._told[rule.index] = now
-            logger.warning("%s: the query failed for a user, who has no topics of it: %s", rule.origin, _line(error))
+            logger.warning(
+                "rule_query_failed",
+                "%s: the query failed for a user, who has no topics of it: %s",
+                rule.origin,
+                words(error),
+                rule=rule.origin,
+            )
 
 
 def rows_query(rule: RowRule, table: TableInfo) -> tuple[sql.Composed, Callable[[str], bool]]:
@@ -202,7 +208,3 @@ async def _snapshot(connection: psycopg.AsyncConnection[TupleRow]) -> Snapshot:
     row = await cursor.fetchone()
     assert row is not None
     return Snapshot.parse(row[0])
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())

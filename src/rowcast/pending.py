@@ -7,7 +7,6 @@ without a log. What is kept is in this process only, and goes with it.
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from typing import Protocol
 
@@ -17,8 +16,9 @@ from rowcast.core.entry import Batch, Control, Entry, Kind
 from rowcast.core.position import Place, Position
 from rowcast.errors import Unavailable
 from rowcast.ports import Draft, Log
+from rowcast.telemetry.journal import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 PAUSE = 0.5
 """Seconds between two tries to append."""
@@ -74,7 +74,9 @@ class Pending:
         self._kept.pop((draft.control, draft.user), None)
         self._kept[draft.control, draft.user] = msgspec.structs.replace(draft, at=now)
         self._some.set()
-        logger.warning("a %s could not be appended: in force on this replica, kept for the others", draft.control)
+        logger.warning(
+            "control_kept", "a %s could not be appended: in force on this replica, kept for the others", draft.control
+        )
         return Position(hub.epoch, *place)
 
     async def run(self) -> None:

@@ -11,7 +11,6 @@ besides what is pending for each stream.
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from typing import TYPE_CHECKING
 
@@ -21,11 +20,12 @@ from rowcast.core.ring import Ring
 from rowcast.core.stream import PAGE, Stream
 from rowcast.errors import DecodeError, Expired, Unavailable
 from rowcast.ports import ReadableLog
+from rowcast.telemetry.journal import get_logger
 
 if TYPE_CHECKING:
     from rowcast.hub import Hub
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 SLICE = 0.002
 """Seconds of handing out after which everybody else gets their turn."""
@@ -84,7 +84,9 @@ class ReadBack:
                 await self._round()
             except (Unavailable, DecodeError) as error:
                 # They stay behind, and nothing is lost: the log is there again, or it begins anew.
-                logger.warning("the log can't be read back for %d streams: %s", len(self._waiting), error)
+                logger.warning(
+                    "readback_failed", "the log can't be read back for %d streams: %s", len(self._waiting), error
+                )
                 await asyncio.sleep(RETRY)
             if self._waiting:
                 self._work.set()

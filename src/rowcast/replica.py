@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
 import resource
 import secrets
@@ -52,8 +51,9 @@ from rowcast.sources.publication import ensure_publication
 from rowcast.sources.pubsub import Bridge
 from rowcast.sources.wal import options
 from rowcast.spool import Budget
+from rowcast.telemetry.journal import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 Pool = AsyncConnectionPool[psycopg.AsyncConnection[tuple[Any, ...]]]
 
@@ -244,7 +244,7 @@ class Replica:
             catalog = await read_catalog(connection)
             self.warnings = validate(self._routes, self.rules, catalog)
             for warning in self.warnings:
-                logger.warning("%s", warning)
+                logger.warning("rules_warning", "%s", warning)
             self.rules = bind(self.rules, catalog)
             self._routes = bind_routes(self._routes, catalog)
             tables = Router(self._routes, self.rules).tables
@@ -425,7 +425,7 @@ class Replica:
     def _ended(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
             self.failed = error
-            logger.critical("a part of the replica failed", exc_info=error)
+            logger.critical("part_failed", "a part of the replica failed", error)
 
 
 async def _try(url: str) -> None:

@@ -8,7 +8,6 @@ reads, and its field goes with the next beat of any other.
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -19,8 +18,9 @@ from redis.asyncio import Redis
 
 from rowcast.asking import asking
 from rowcast.errors import Unavailable
+from rowcast.telemetry.journal import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 KEY = "rowcast:replicas"
 
@@ -98,7 +98,7 @@ class RedisRoster:
             except Unavailable as error:
                 if time.monotonic() - self._told >= REPEAT_INTERVAL:
                     self._told = time.monotonic()
-                    logger.warning("this replica is not counted by the others: %s", error)
+                    logger.warning("roster_unreachable", "this replica is not counted by the others: %s", error)
             await asyncio.sleep(BEAT)
 
     async def leave(self) -> None:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import logging
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -27,8 +26,9 @@ from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 from rowcast.errors import Unavailable
 from rowcast.roster import BEAT, REPEAT_INTERVAL
 from rowcast.sources.wal import options
+from rowcast.telemetry.journal import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 ALIVE = 10.0
 """Seconds after which a session that has nothing new to tell is tried."""
@@ -81,7 +81,7 @@ class PostgresRoster:
                 if time.monotonic() - self._told >= REPEAT_INTERVAL:
                     self._told = time.monotonic()
                     reason = " ".join(str(error).split()) or "Postgres does not answer"
-                    logger.warning("this replica is not counted by the others: %s", reason)
+                    logger.warning("roster_unreachable", "this replica is not counted by the others: %s", reason)
                 await asyncio.sleep(RETRY)
 
     async def leave(self) -> None:

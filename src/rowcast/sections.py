@@ -20,6 +20,7 @@ from rowcast.core.rules import RowRule, Rule, SqlRule, user_column
 from rowcast.errors import ConfigError
 from rowcast.limits import parse_limits
 from rowcast.logs.redis_url import RedisUrl, is_redis
+from rowcast.telemetry.journal import Format, Level
 from rowcast.units import Count, Duration, Size
 
 DEFAULT_RETENTION_BYTES = 256 << 20
@@ -56,6 +57,8 @@ class Server(Section):
     drain_delay: Duration = 5.0
     drain_limit: Duration = Field(default=30.0, gt=0)
     drain_rate: Count = Field(default=1000, ge=1)
+    log_format: Format = "text"
+    log_level: Level = "info"
 
 
 class Postgres(Section):

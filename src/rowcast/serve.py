@@ -36,8 +36,6 @@ from rowcast.sections import Server as ServerSection
 from rowcast.sockets import address_of, listen
 from rowcast.workers import Worker, require_shared
 
-logger = logging.getLogger(__name__)
-
 GC_THRESHOLDS = (10_000, 10, 10)
 """What `gc.set_threshold` gets: entries stay in the ring for minutes, and to look at the youngest 700 objects again and
 again cost a third of all the time that a change took."""

@@ -9,19 +9,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import logging
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 
+from rowcast.telemetry.journal import get_logger
 from rowcast.telemetry.merge import Family, families, merge
 
 if TYPE_CHECKING:
     from rowcast.cast import Rowcast
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 TIMEOUT = 2.0
 """Seconds that another worker may take to answer."""
@@ -89,7 +89,7 @@ class Siblings:
         except (ConnectionRefusedError, FileNotFoundError):
             _forget(path)
         except (OSError, TimeoutError, msgspec.MsgspecError) as error:
-            logger.warning("another worker of this host does not answer: %s", error)
+            logger.warning("sibling_silent", "another worker of this host does not answer: %s", error)
         return None
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import signal
 import socket
@@ -18,8 +17,9 @@ from types import FrameType
 from typing import Any
 
 from rowcast.drain import Drain
+from rowcast.telemetry.journal import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 CHECK = 0.25
 """Seconds between two looks at whether the place is still ours: a loop that is run anew takes it back."""
@@ -48,7 +48,7 @@ class Signals:
     def watch(self, drain: Drain) -> None:
         """Drain this one when a signal comes. To be called in its loop, which must run in the main thread."""
         if not self._drains and not self._install(drain.loop):
-            logger.info("signals can't be handled here: call drain() before the server ends")
+            logger.info("signals_unhandled", "signals can't be handled here: call drain() before the server ends")
             return
         self._drains.append(drain)
 

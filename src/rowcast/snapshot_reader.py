@@ -9,7 +9,6 @@ Postgres documentation, chapter 13.2 "Transaction Isolation": REPEATABLE READ ha
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, LiteralString
 
@@ -29,8 +28,7 @@ from rowcast.errors import ConfigError, SetupError, Unavailable
 from rowcast.ports import TooEarly, TooLong
 from rowcast.sources.catalog import read_catalog
 from rowcast.spool import Budget, Spool
-
-logger = logging.getLogger(__name__)
+from rowcast.telemetry.journal import words
 
 Pool = AsyncConnectionPool[psycopg.AsyncConnection[tuple[Any, ...]]]
 Connection = psycopg.AsyncConnection[tuple[Any, ...]]
@@ -113,7 +111,7 @@ class SnapshotReader:
             async with self._pool.connection() as connection:
                 return await _snapshot(connection)
         except (psycopg.Error, PoolTimeout, PoolClosed) as error:
-            raise Unavailable(f"Postgres can't be asked for a snapshot: {_line(error)}", what="postgres") from error
+            raise Unavailable(f"Postgres can't be asked for a snapshot: {words(error)}", what="postgres") from error
 
     async def read(
         self, topics: Sequence[str], accepts: Callable[[Snapshot], bool], position: Callable[[Place], str]
@@ -147,7 +145,7 @@ class SnapshotReader:
         except psycopg.errors.QueryCanceled as error:
             raise TooLong from error
         except (psycopg.Error, PoolTimeout, PoolClosed) as error:
-            raise Unavailable(f"Postgres can't be asked for rows: {_line(error)}", what="postgres") from error
+            raise Unavailable(f"Postgres can't be asked for rows: {words(error)}", what="postgres") from error
 
     def failed(self, topic: str, reason: str, position: str) -> Spool:
         """The one page of a topic whose rows can't be had."""
@@ -332,7 +330,3 @@ async def _snapshot(connection: Connection) -> Snapshot:
     row = await cursor.fetchone()
     assert row is not None
     return Snapshot.parse(row[0])
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -12,7 +12,6 @@ and for as long as a synchronous standby is away.
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
@@ -26,11 +25,12 @@ from rowcast.core.stream import Stream
 from rowcast.errors import Unavailable
 from rowcast.ports import RowReader, TooEarly, TooLong
 from rowcast.spool import Crowded
+from rowcast.telemetry.journal import get_logger
 
 if TYPE_CHECKING:
     from rowcast.hub import Hub
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 READS = 2
 """Transactions at a time."""
@@ -155,7 +155,7 @@ class Snapshots:
                 self._give_up(group, "busy", "there is no room for more snapshots now")
                 return
             (topic,) = group
-            logger.warning("the rows of a topic could not be read within %g s", self._reader.timeout)
+            logger.warning("snapshot_slow", "the rows of a topic could not be read within %g s", self._reader.timeout)
             place = self._hub.head
             pages = self._reader.failed(topic, "timeout", self._hub.wire.position(place))
             read = Read(None, place, {topic: pages})
@@ -171,7 +171,7 @@ class Snapshots:
             return
         except Exception:
             # Whatever it was, those who wait must be told, and those who come must be served.
-            logger.exception("snapshots could not be read")
+            logger.exception("snapshots_failed", "snapshots could not be read")
             self._give_up(group, "unavailable", "")
             return
         if self._hub.epoch == epoch:
@@ -214,7 +214,7 @@ class Snapshots:
 
     def _give_up(self, group: Group, reason: str, why: str) -> None:
         if why:
-            logger.warning("snapshots can't be had: %s", why)
+            logger.warning("snapshots_unavailable", "snapshots can't be had: %s", why)
         self.failures += 1
         for stream in dict.fromkeys(stream for waiting in group.values() for stream, _ in _waiting(waiting)):
             self._hub.end(stream, reason, retry=jitter.retry(2.0, 6.0))
@@ -249,7 +249,7 @@ class Snapshots:
         try:
             self._prune(await self._reader.horizon())
         except Unavailable as error:
-            logger.warning("%s", error)
+            logger.warning("snapshots_unreadable", "%s", error)
             self._prune_at = 2 * len(self._unsettled)
 
 

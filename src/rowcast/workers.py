@@ -4,15 +4,15 @@ Each worker listens by a socket of its own (SO_REUSEPORT), between which the ker
 shared socket the quicker ones would take most. They begin to listen together, when all are started, or the first one
 would get everything that waits. The supervisor serves nothing and imports nothing of the server.
 
-A worker and its supervisor talk over a socket, in lines: `bound PORT HOST`, `started`, `listening` from the worker,
-`go` from the supervisor. When the supervisor is gone, even by kill -9, the socket is at its end, and the worker drains.
+A worker and its supervisor talk over a socket, in lines: `journal FORMAT LEVEL`, `bound PORT HOST`, `started`,
+`listening` from the worker, `go` from the supervisor. When the supervisor is gone, even by kill -9, the socket is at
+its end, and the worker drains.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import shutil
 import signal
@@ -25,12 +25,15 @@ from asyncio.subprocess import Process
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from rowcast import jitter
 from rowcast.errors import ConfigError
 from rowcast.sockets import address_of, listen
+from rowcast.telemetry import journal
+from rowcast.telemetry.journal import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 SHORT_LIFE = 10.0
 """Seconds; a worker that ends sooner is started again after a pause, doubled each time."""
@@ -205,7 +208,9 @@ class Supervisor:
             short = time.monotonic() - begun < SHORT_LIFE
             pause = min(max(FIRST_PAUSE, pause * 2), LONGEST_PAUSE) if short else 0.0
             wait = jitter.seconds(0.75, 1.25) * pause
-            logger.warning("worker %d %s; it is started again in %.1f s", number, _how(code), wait)
+            logger.warning(
+                "worker_ended", "worker %d %s; it is started again in %.1f s", number, _how(code), wait, worker=number
+            )
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._ending.wait(), wait)
 
@@ -250,6 +255,8 @@ class Supervisor:
             if self._port is None:
                 # Never listens: it keeps the port ours, even while every worker is down.
                 self._port = listen(line[2] if len(line) > 2 else "", int(line[1]), shared=True)
+        elif line[0] == "journal":
+            journal.install(cast("journal.Format", line[1]), cast("journal.Level", line[2]))
         elif line[0] == "started":
             self._started.add(number)
             self._first.set()
@@ -266,7 +273,7 @@ class Supervisor:
     def _fail(self, number: int, code: int) -> None:
         """The start failed: the worker has said why, unless it was killed."""
         if code <= 0:
-            logger.error("worker %d %s before it served", number, _how(code))
+            logger.error("worker_start_failed", "worker %d %s before it served", number, _how(code), worker=number)
         self._code = code if code > 0 else 1
         self._ending.set()
         for process in self._processes.values():

@@ -8,7 +8,6 @@ be used to flood the issuer: such fetches come out of a small allowance that gro
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable
 from typing import Any
@@ -18,8 +17,9 @@ import jwt
 import msgspec
 
 from rowcast.errors import AuthError, ConfigError, Unavailable
+from rowcast.telemetry.journal import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 ALLOWANCE = 5.0
 """Fetches for unknown key ids that can be made at once, and …"""
@@ -143,7 +143,9 @@ class Jwks:
                 keys = _parse(await self._download())
         except (httpx.HTTPError, ValueError, TimeoutError, RecursionError) as error:
             self._failed = True
-            logger.warning("the key set at %s can't be fetched: %s", self._url, error or type(error).__name__)
+            logger.warning(
+                "keys_unreachable", "the key set at %s can't be fetched: %s", self._url, error or type(error).__name__
+            )
             return
         self._failed = False
         self._fetched = self._clock()

@@ -8,7 +8,6 @@ opening a stream; its expiry and revocation are checked each time.
 from __future__ import annotations
 
 import hashlib
-import logging
 import time
 import warnings
 from collections import OrderedDict
@@ -22,11 +21,12 @@ from rowcast.config import Config
 from rowcast.core.grants import Grant
 from rowcast.core.template import fits
 from rowcast.errors import AuthError, BadRequest, ConfigError, Forbidden
+from rowcast.telemetry.journal import get_logger
 
 if TYPE_CHECKING:
     from jwt.types import Options
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 SYMMETRIC = ("HS256", "HS384", "HS512")
 ASYMMETRIC = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
@@ -229,6 +229,7 @@ def _check_secret(secret: str) -> None:
         ) from None
     if len(secret.encode()) < SHORTEST_SECRET:
         logger.warning(
+            "secret_short",
             "[auth] secret has fewer than %d bytes: whoever has a token can find it by trying (RFC 7518, 3.2)",
             SHORTEST_SECRET,
         )

@@ -13,7 +13,6 @@ import asyncio
 import base64
 import binascii
 import hmac
-import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,12 +30,13 @@ from rowcast.http.api import ControlCall
 from rowcast.http.bodies import OVERHEAD, name, read_json
 from rowcast.http.events import Events
 from rowcast.http.responses import json, of
+from rowcast.telemetry.journal import get_logger
 from rowcast.telemetry.overview import overview, user
 
 if TYPE_CHECKING:
     from rowcast.cast import Rowcast
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 PAGE = Path(__file__).parent / "admin_page"
 FILES = {"": "text/html", "admin.css": "text/css", "admin.js": "text/javascript", "charts.js": "text/javascript"}
@@ -155,7 +155,7 @@ class Watch:
             try:
                 picture = await overview(self._cast)
             except Exception:
-                logger.exception("no picture for the operator's page")
+                logger.exception("overview_failed", "no picture for the operator's page")
                 continue
             self._cast.hub.deliver(TOPIC, sse.frame(_encode(picture), event="overview"))
 

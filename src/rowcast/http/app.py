@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -23,11 +22,12 @@ from rowcast.http import admin, api, channels, health, limited, redact, response
 from rowcast.http.events import events
 from rowcast.http.responses import on_http_exception, on_rowcast_error
 from rowcast.limits import Limiter
+from rowcast.telemetry.journal import get_logger
 
 if TYPE_CHECKING:
     from rowcast.cast import Rowcast
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 REPLICA_HEADER = "x-rowcast-replica"
 """Every response names the replica that served it."""
@@ -163,7 +163,7 @@ class Running:
             if begun:
                 raise
             if not isinstance(error, Unavailable):
-                logger.exception("%s %s failed", scope["method"], scope["path"])
+                logger.exception("request_failed", "%s %s failed", scope["method"], scope["path"])
             await responses.of(error)(scope, receive, send)
 
     async def _start(self) -> None:
@@ -179,7 +179,7 @@ class Running:
             except (ConfigError, SetupError) as error:
                 self._failure = f"Rowcast can't start: {error}"
                 self._again_at = time.monotonic() + START_PAUSE
-                logger.error("%s", self._failure)
+                logger.error("start_failed", "%s", self._failure)
                 raise Unavailable(self._failure, what="replica") from None
             self._cast.watch_signals()
             self._started = True

@@ -5,7 +5,6 @@ A write needs no call of resubscribe: subscription rules see the row change in t
 
 from __future__ import annotations
 
-import logging
 import re
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
@@ -21,11 +20,12 @@ from rowcast.core.grants import Grant
 from rowcast.errors import BadRequest, NotFound, SetupError, Unavailable
 from rowcast.http.bodies import OVERHEAD, compact, read_json
 from rowcast.http.responses import Conflict, json
+from rowcast.telemetry.journal import get_logger, words
 
 if TYPE_CHECKING:
     from rowcast.cast import Rowcast
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 # As text: numbers keep the digits that they were written with.
 _COLUMNS = "channel_type, enabled, config::text"
@@ -187,7 +187,7 @@ async def _rows(
         raise Unavailable("Postgres can't be reached", what="postgres") from error
     except psycopg.Error as error:
         # Read-only since a failover, a right or the table taken away: it is the operator's to mend.
-        logger.error("the channel table can't be used: %s", _line(error))
+        logger.error("channels_unusable", "the channel table can't be used: %s", words(error))
         raise Unavailable(
             "the channel table can't be used now; the log of this replica says why", what="postgres"
         ) from error

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TYPE_CHECKING
@@ -31,11 +30,12 @@ from rowcast.errors import BadRequest, Unavailable
 from rowcast.http.taken import END_LIMIT, TakenWriter
 from rowcast.http.takeover import Outcome, offered
 from rowcast.hub import Busy, Hub
+from rowcast.telemetry.journal import get_logger
 
 if TYPE_CHECKING:
     from rowcast.cast import Rowcast
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 _HEAD = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -105,7 +105,7 @@ def _carry(writer: TakenWriter, connect: Callable[[Callable[[], None]], Stream],
         writer.carry(connect(writer.wake))
     except Exception as error:
         if not isinstance(error, Unavailable):
-            logger.exception("a stream could not be opened")
+            logger.exception("stream_failed", "a stream could not be opened")
             error = Unavailable("the stream could not be opened", what="streams")
         writer.begin(_not_now(error))
         writer.close()

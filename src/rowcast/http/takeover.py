@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import logging
 import weakref
 from collections.abc import MutableMapping
 from enum import Enum
@@ -32,8 +31,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from rowcast.http.heads import LimitedProtocol
 from rowcast.http.taken import TakenWriter
 from rowcast.sockets import tune
+from rowcast.telemetry.journal import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 EXTENSION = "rowcast.takeover"
 
@@ -77,7 +77,7 @@ LACK = guard()
 def warn() -> None:
     """Say in the log if streams can't be taken over: they are served all the same, at a higher price."""
     if LACK is not None:
-        logger.warning("streams are not taken over from the server, and cost more: %s", LACK)
+        logger.warning("takeover_unavailable", "streams are not taken over from the server, and cost more: %s", LACK)
 
 
 class Outcome(Enum):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import logging
 import re
 import secrets
 from collections.abc import AsyncIterator
@@ -23,8 +22,9 @@ from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 from rowcast.core.position import format_lsn, parse_lsn
 from rowcast.errors import SetupError
 from rowcast.sources.activity import blocking, oldest_transaction
+from rowcast.telemetry.journal import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 Connection = psycopg.AsyncConnection[tuple[Any, ...]]
 Pool = AsyncConnectionPool[Connection]
@@ -208,6 +208,7 @@ class AnchorKeeper:
     async def _make(self, connection: Connection) -> Anchor:
         if dropped := await self._drop(connection):
             logger.warning(
+                "slot_lost",
                 "the replication slots %s are of no use any more (dropped in part, or invalidated since they held "
                 "too much WAL): starting a new log; every stream is reset",
                 ", ".join(dropped),
@@ -223,7 +224,7 @@ class AnchorKeeper:
         finally:
             watching.cancel()
             self.waits_for = ""
-        logger.info("made the replication slot %s and the epoch %s", self.slot, name)
+        logger.info("slot_made", "made the replication slot %s and the epoch %s", self.slot, name)
         anchor = await self._look(connection)
         if anchor is None:
             raise SetupError(f"the replication slot {self.slot!r} was dropped while it was being made")
@@ -238,7 +239,9 @@ class AnchorKeeper:
                     transaction = await blocking(connection, maker)
                 if transaction is not None:
                     self.waits_for = str(transaction)
-                    logger.warning("making the replication slot %s waits for %s", self.slot, self.waits_for)
+                    logger.warning(
+                        "slot_waits", "making the replication slot %s waits for %s", self.slot, self.waits_for
+                    )
             await asyncio.sleep(WATCH_INTERVAL)
 
     async def _drop(self, connection: Connection) -> list[str]:

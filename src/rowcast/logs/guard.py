@@ -14,7 +14,6 @@ Every replica runs one; an advisory lock makes them take turns at what changes s
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 
 import psycopg
@@ -28,8 +27,9 @@ from rowcast.logs.postgres import PostgresLog
 from rowcast.logs.retention import Retention
 from rowcast.sources.explain import explain
 from rowcast.sources.publication import problems
+from rowcast.telemetry.journal import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 INTERVAL = 5.0
 """Seconds between two rounds."""
@@ -116,7 +116,7 @@ class Guard:
             except (psycopg.Error, PoolTimeout, PoolClosed, RowcastError) as error:
                 failure = explain(error)
                 if failure != self._failure:
-                    logger.warning("the guard of the log fails: %s", failure)
+                    logger.warning("guard_failed", "the guard of the log fails: %s", failure)
             self._failure = failure
 
     async def round(self, now: float) -> None:
@@ -152,6 +152,7 @@ class Guard:
             for slot in self.slots:
                 if slot.name == self._anchor.slot and slot.held > self._max_held_wal:
                     logger.error(
+                        "slot_dropped",
                         "slot %s held %s of WAL, over max_held_wal: dropped, every stream is reset%s",
                         *(slot.name, _megabytes(slot.held), f"; the cause is {culprit}" if culprit else ""),
                     )
@@ -166,7 +167,7 @@ class Guard:
                     f"{_megabytes(self._max_held_wal)} allowed" + (f"; the cause may be {culprit}" if culprit else "")
                 )
                 if slot.name not in self._held_problems:
-                    logger.warning("%s", problems[slot.name])
+                    logger.warning("wal_held", "%s", problems[slot.name])
         self._held_problems = problems
         return False
 
@@ -192,11 +193,13 @@ class Guard:
             found = await problems(connection, self._publication, self._tables)
         for problem in found:
             if problem not in self._publication_problems:
-                logger.warning("%s", problem)
+                logger.warning("publication_broken", "%s", problem)
         mended = not found and (self._publication_problems or self._log.publication_lost)
         self._publication_problems = found
         if mended and await self._anchor.renew(anchor.nonce):
-            logger.warning("the publication is whole again: starting a new log, since changes were lost")
+            logger.warning(
+                "publication_whole", "the publication is whole again: starting a new log, since changes were lost"
+            )
             self._restart("the publication was incomplete for a while")
 
 

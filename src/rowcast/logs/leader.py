@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import random
 import time
 
@@ -36,8 +35,9 @@ from rowcast.logs.redis_store import RedisStore, Unsecured, mint
 from rowcast.logs.redo import Redo
 from rowcast.sources.explain import explain
 from rowcast.sources.wal import WAL_SENDER_TIMEOUT, SessionEnded, WalSession
+from rowcast.telemetry.journal import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 ELECTION_PAUSE = 0.5
 """Seconds between two looks at whether the slot is free, spread by half."""
@@ -230,7 +230,7 @@ class WalLeader:
                 raise SessionEnded("the replication slot moved on while it was being taken")
             await self._join(start, anchor.confirmed, identity.flushed)
             self.leading = self._charged = True
-            logger.info("this replica reads the WAL now, from %s", self._appended)
+            logger.info("wal_reading", "this replica reads the WAL now, from %s", self._appended)
             securing = asyncio.create_task(self._secure())
             try:
                 await self._read(session)
@@ -261,7 +261,7 @@ class WalLeader:
                 return
             if confirmed <= head.wal[0]:
                 raise SessionEnded("Redis lost the end of the log while the slot was being taken: reading it again")
-            logger.warning("the log ends before what the replication slot still has: starting a new log")
+            logger.warning("log_behind", "the log ends before what the replication slot still has: starting a new log")
         # From now on: every stream is reset, and a client that has fetched its state must not see older changes after.
         place = (max(start, flushed), 0)
         self._capture.begin(place)
@@ -273,7 +273,7 @@ class WalLeader:
         answer = await self.store.renew(old, new, place, self._database)
         if answer.code != "OK":
             raise SessionEnded("another replica began a new log meanwhile")
-        logger.info("a new log begins at %s, epoch %s", place, new)
+        logger.info("log_begun", "a new log begins at %s, epoch %s", place, new)
         self._incarnation, self._appended = new, place
 
     # Reading and appending
@@ -346,7 +346,7 @@ class WalLeader:
                 return True
             if answer.code != "EMPTY":
                 raise SessionEnded(_REFUSALS[answer.code])
-            logger.warning("the log was emptied: starting a new one; every stream is reset")
+            logger.warning("log_emptied", "the log was emptied: starting a new one; every stream is reset")
             await self._renew("", self._appended)
 
     # When it goes wrong
@@ -365,6 +365,7 @@ class WalLeader:
         refused = self._messages.refused
         if refused > self._refused:
             logger.warning(
+                "messages_unsigned",
                 "ignored %d logical messages with our prefix that we did not sign: somebody emits them, or the "
                 "replicas do not share one [api] key",
                 refused - self._refused,
@@ -389,7 +390,7 @@ class WalLeader:
         now = time.monotonic()
         if detail != self._told[1] or now - self._told[0] >= REPEAT_INTERVAL:
             self._told = (now, detail)
-            logger.warning("reading the WAL for the log: %s; trying again", detail)
+            logger.warning("wal_unreadable", "reading the WAL for the log: %s; trying again", detail)
 
 
 class _MarkedMessages(Messages):

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import random
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -29,8 +28,9 @@ from rowcast.logs.messages import MARK, PREFIX, Messages
 from rowcast.ports import Draft, State
 from rowcast.sources.explain import explain
 from rowcast.sources.wal import WAL_SENDER_TIMEOUT, SessionEnded, WalSession
+from rowcast.telemetry.journal import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 APPEND_TIMEOUT = 5.0
 """Seconds that a publish waits for its message to come by in this replica's own tail."""
@@ -278,7 +278,9 @@ class PostgresLog:
         # While changes are being lost it is not well, even if the connection is.
         if not self.publication_lost:
             if not self._state.ok:
-                logger.info("reading the WAL from %s, epoch %s", format_lsn(self.position[0]), self.epoch)
+                logger.info(
+                    "wal_reading", "reading the WAL from %s, epoch %s", format_lsn(self.position[0]), self.epoch
+                )
             self._set_state(ok=True, detail="streaming")
 
     def _down(self, error: BaseException) -> None:
@@ -291,7 +293,7 @@ class PostgresLog:
         now = time.monotonic()
         if detail != self._told[1] or now - self._told[0] >= REPEAT_INTERVAL:
             self._told = (now, detail)
-            logger.warning("the WAL can't be read: %s; trying again", detail)
+            logger.warning("wal_unreadable", "the WAL can't be read: %s; trying again", detail)
         self._set_state(ok=False, detail=detail)
 
     def _complain(self, session: WalSession) -> None:
@@ -299,12 +301,13 @@ class PostgresLog:
         if session.skipping and self._state.ok:
             self.publication_lost = True
             detail = f"changes are being lost ({session.skipping}): {self._publication_advice()}"
-            logger.error("%s", detail)
+            logger.error("changes_lost", "%s", detail)
             self._set_state(ok=False, detail=detail)
         refused = self._messages.refused
         if refused != self._refused and time.monotonic() - self._refused_told >= REPEAT_INTERVAL:
             self._refused_told = time.monotonic()
             logger.warning(
+                "messages_unsigned",
                 "ignored %d logical messages with our prefix that we did not sign: somebody emits them, or the "
                 "replicas do not share one [api] key",
                 refused - self._refused,

@@ -10,7 +10,6 @@ See docs/adr/0005-the-append-rule.md.
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 import time
 from collections.abc import AsyncIterator
@@ -24,8 +23,9 @@ from rowcast.logs.leader import WalLeader
 from rowcast.logs.redis_cursor import Cursor, Item, Kept, page_of
 from rowcast.logs.redis_store import RedisStore, Refused, mint
 from rowcast.ports import Bounds, Draft, State
+from rowcast.telemetry.journal import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 APPEND_TIMEOUT = 5.0
 """Seconds that a publish waits for its entry to come by in this replica's own tail."""
@@ -228,7 +228,7 @@ class RedisLog:
         bound = cursor.begin(head, first)
         self._up(head.incarnation)
         if reason != "start":
-            logger.warning("the log starts anew at %s: %s", bound, reason)
+            logger.warning("log_restarted", "the log starts anew at %s: %s", bound, reason)
         return Batch(cursor.incarnation, [], bound, reset=reason)
 
     def _passed(self, item: Item) -> None:
@@ -256,7 +256,7 @@ class RedisLog:
     def _up(self, incarnation: str) -> None:
         self._streaming.set()
         if not self._state.ok:
-            logger.info("reading the log, epoch %s", incarnation)
+            logger.info("log_reading", "reading the log, epoch %s", incarnation)
             self._state = State(ok=True, detail="streaming", since=time.time())
 
     def _down(self, detail: str) -> None:
@@ -264,7 +264,7 @@ class RedisLog:
         now = time.monotonic()
         if detail != self._told[1] or now - self._told[0] >= REPEAT_INTERVAL:
             self._told = (now, detail)
-            logger.warning("the log can't be read: %s; trying again", detail)
+            logger.warning("log_unreadable", "the log can't be read: %s; trying again", detail)
         since = time.time() if self._state.ok else self._state.since
         self._state = State(ok=False, detail=detail, since=since)
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol, TypeVar, overload
 
@@ -37,8 +36,9 @@ from redis.exceptions import (
 from redis.exceptions import ConnectionError as Unreachable
 
 from rowcast.logs.redis_url import Address, RedisUrl
+from rowcast.telemetry.journal import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 TIMEOUT = 4.0
 """Seconds after which a connection that does not answer is given up."""
@@ -141,7 +141,7 @@ class FollowingPool(ConnectionPool):
         address = self.address
         if address is None or await self.locator.locate() == address:
             return False
-        logger.warning("the Redis that has the log is another one now")
+        logger.warning("redis_moved", "the Redis that has the log is another one now")
         await self.forget()
         return True
 

@@ -10,7 +10,6 @@ Every replica runs one, since the leader may be the one that is gone. It never m
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 
 import psycopg
@@ -22,8 +21,9 @@ from rowcast.logs.anchor import HeldSlot, Pool
 from rowcast.logs.leader import WalLeader
 from rowcast.sources.explain import explain
 from rowcast.sources.publication import problems
+from rowcast.telemetry.journal import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 INTERVAL = 5.0
 """Seconds between two rounds."""
@@ -83,7 +83,7 @@ class SlotWatch:
             except (psycopg.Error, PoolTimeout, PoolClosed, RowcastError) as error:
                 failure = explain(error)
                 if failure != self._failure:
-                    logger.warning("the slot can't be watched: %s", failure)
+                    logger.warning("guard_failed", "the slot can't be watched: %s", failure)
             self._failure = failure
 
     async def round(self, now: float) -> None:
@@ -109,7 +109,7 @@ class SlotWatch:
         held, allowed = worst.held >> 20, self._max_held_wal >> 20
         problem = f"slot {worst.name} holds back {held} MB of WAL, of {allowed} MB allowed{cause}"
         if not self._held_problem:
-            logger.warning("%s", problem)
+            logger.warning("wal_held", "%s", problem)
         self._held_problem = problem
         if self._drop_at_limit and worst.name == self._leader.anchor.slot and worst.held > self._max_held_wal:
             await self._start_anew(f"{problem}: dropped")
@@ -119,7 +119,7 @@ class SlotWatch:
             found = await problems(connection, self._publication, self._tables)
         for problem in found:
             if problem not in self._publication_problems:
-                logger.warning("%s", problem)
+                logger.warning("publication_broken", "%s", problem)
         mended = self._publication_problems and not found
         self._publication_problems = found
         if mended:
@@ -127,5 +127,5 @@ class SlotWatch:
 
     async def _start_anew(self, reason: str) -> None:
         if self._ours_to_act():
-            logger.error("%s: every stream is reset", reason)
+            logger.error("slot_dropped", "%s: every stream is reset", reason)
             await self._leader.start_anew(reason)

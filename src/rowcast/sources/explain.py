@@ -6,6 +6,8 @@ appendix A "PostgreSQL Error Codes") and by the names of settings, which are nev
 
 from __future__ import annotations
 
+from rowcast.telemetry.journal import VALUES, words
+
 _ADVICE = {
     "42501": 'this role may not replicate; as an administrator, run: ALTER ROLE "{role}" REPLICATION',
     "53400": "every replication slot is taken; drop one that nobody uses (`rowcast check` names them), or raise "
@@ -22,8 +24,8 @@ WAL_LEVEL = "run: ALTER SYSTEM SET wal_level = logical; and restart Postgres"
 
 def explain(error: BaseException, *, role: str = "…") -> str:
     """One line: what the server said and, where we know, what to do. `role` is who was refused."""
-    text = " ".join(str(error).split()) or type(error).__name__
     code = getattr(error, "sqlstate", None) or ""
+    text = words(error) if code[:2] in VALUES else " ".join(str(error).split()) or type(error).__name__
     if code == "55000" and "wal_level" in text:
         return f"{text}; {WAL_LEVEL}"
     advice = _ADVICE.get(code)

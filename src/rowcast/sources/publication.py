@@ -10,7 +10,6 @@ Source: Postgres documentation, section 29.1 "Publication" of chapter "Logical R
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Iterable
 from typing import Any
 
@@ -20,8 +19,9 @@ from rowcast.core.catalog import Catalog, quoted
 from rowcast.core.validate import unpublishable
 from rowcast.errors import SetupError
 from rowcast.sources.catalog import only, read_catalog
+from rowcast.telemetry.journal import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 ATTEMPTS = 10
 """Replicas that start together race to change the publication; so often a loser looks again."""
@@ -91,7 +91,7 @@ async def ensure_publication(
         for statement in statements:
             try:
                 await connection.execute(statement.encode())
-                logger.info("ran: %s", statement)
+                logger.info("schema_changed", "ran: %s", statement)
             except _ANOTHER_WAS_QUICKER:
                 await asyncio.sleep(0.05 * attempt)
                 break

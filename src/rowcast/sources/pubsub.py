@@ -16,7 +16,6 @@ given no chance to.
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -34,8 +33,9 @@ from rowcast.core.entry import user_topic
 from rowcast.core.template import fits
 from rowcast.errors import SetupError, Unavailable
 from rowcast.ports import State
+from rowcast.telemetry.journal import get_logger
 
-logger = logging.getLogger(__name__)
+logger = get_logger(__name__)
 
 PREFIX = "cdc:"
 USER_PREFIX = "cdc:core:user:"
@@ -168,7 +168,7 @@ class Bridge:
             self.messages["delivered"] += 1
         except Exception as error:  # whatever it is: the next message may be fine
             self.messages["refused"] += 1
-            self._complain("refused", f"a message on {channel[:80]!r} was refused: {reason(error)[:200]}")
+            self._complain("bridge_refused", f"a message on {channel[:80]!r} was refused: {reason(error)[:200]}")
 
     def _block(self, topic: str, data: bytes) -> bytes:
         if len(data) > self._max_event:
@@ -187,20 +187,20 @@ class Bridge:
         self._up.set()
         if self._began:
             self.reconnects += 1
-            logger.info("the bridge listens again; every user here is resubscribed")
+            logger.info("bridge_listening", "the bridge listens again; every user here is resubscribed")
             self._missed()
         self._began = True
 
     def _down(self, detail: str) -> None:
-        self._complain("down", f"the bridge does not listen: {detail}; trying again")
+        self._complain("bridge_down", f"the bridge does not listen: {detail}; trying again")
         since = time.time() if self._state.ok else self._state.since
         self._state = State(ok=False, detail=f"what is PUBLISHed does not arrive here: {detail}", since=since)
 
-    def _complain(self, what: str, text: str) -> None:
+    def _complain(self, event: str, text: str) -> None:
         now = time.monotonic()
-        if now - self._told.get(what, float("-inf")) >= REPEAT_INTERVAL:
-            self._told[what] = now
-            logger.warning("%s", text)
+        if now - self._told.get(event, float("-inf")) >= REPEAT_INTERVAL:
+            self._told[event] = now
+            logger.warning(event, "%s", text)
 
 
 def _check(what: str, value: str) -> None:

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -20,13 +20,22 @@ ANNOUNCEMENT = "rowcast listening on "
 class RowcastServer:
     """One replica.
 
-    `config` is the text of its rowcast.toml. `name` is how it names itself (None: an id that it makes up).
+    `config` is the text of its rowcast.toml. `name` is how it names itself (None: an id that it makes up). `arguments`
+    are further ones of `rowcast serve`.
     `environment` is added to ours, and to a `[server] drain_delay` of 0, since nobody waits here for a proxy to notice.
     As a context manager it is started on entry and stopped on exit.
     """
 
-    def __init__(self, config: str, *, name: str | None = None, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        config: str,
+        *,
+        name: str | None = None,
+        environment: Mapping[str, str] | None = None,
+        arguments: Sequence[str] = ("--no-access-log",),
+    ) -> None:
         self._config = config
+        self._arguments = list(arguments)
         self._environment = dict(environment or {})
         if name is not None:
             self._environment["ROWCAST_SERVER_NAME"] = name
@@ -61,7 +70,7 @@ class RowcastServer:
         environment = {"ROWCAST_SERVER_DRAIN_DELAY": "0"} | os.environ | self._environment
         with Path(self._directory.name, "stderr").open("wb") as errors:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "rowcast.cli", "serve", str(file), "--port", str(port), "--no-access-log"],
+                [sys.executable, "-m", "rowcast.cli", "serve", str(file), "--port", str(port), *self._arguments],
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 env=environment,
