@@ -111,7 +111,7 @@ static void tick(void) {
     uint64_t due = (uint64_t)(elapsed * run.rate);
     for (; run.done < due; run.done++)
         publish(run.first + (int)(run.done % (uint64_t)run.topics),
-                run.now ? now_us() : run.began + (int64_t)((double)run.done / run.rate * 1e6));
+                run.now ? now_us() : run.began + (int64_t)((double)(run.done + 1) / run.rate * 1e6));
     if (now - run.began >= run.seconds * 1e6) {
         struct itimerspec off = {0};
         timerfd_settime(timer, 0, &off, NULL);

@@ -22,7 +22,8 @@ def event(group: int, due: float, size: int) -> str:
 async def run(query: Mapping[str, str], publish: Publish) -> None:
     """Publish as a query says: `rate` a second for `seconds`, over `topics` from `first` on; `size` in bytes.
 
-    Events are stamped with the time at which they were due, with `now=1` with that at which they are published.
+    Events are stamped with the time at which they were due (the first one 1 / `rate` s after the start), with `now=1`
+    with that at which they are published.
     """
     rate, seconds = float(query["rate"]), float(query["seconds"])
     topics, first, group = int(query.get("topics", 1)), int(query.get("first", 0)), int(query.get("group", 0))
@@ -35,7 +36,7 @@ async def run(query: Mapping[str, str], publish: Publish) -> None:
             batch = range(done, min(done + 500, due))
             moment = time.monotonic()
             await publish(
-                [(first + n % topics, event(group, moment if now else began + n / rate, size)) for n in batch]
+                [(first + n % topics, event(group, moment if now else began + (n + 1) / rate, size)) for n in batch]
             )
             done = batch.stop
         if elapsed >= seconds:

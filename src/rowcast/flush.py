@@ -6,10 +6,10 @@ their streams, and each stream is written once per flush, joined. It is fair and
 - Entries with up to EXPRESS subscribers, and everything that concerns one stream alone, put their streams on the
   *express* queue, which is drained first in each turn. A turn comes as soon as the loop has done what is due.
 - The streams of other entries wait for the *bulk* round, which writes in slices of SLICE seconds and lets the loop go
-  on between two. After a round there is a pause as long as the round was, PAUSE at most, so that frames merge exactly
-  when there is load.
-- What the express queue holds beyond one slice goes with the next round, and until that is over everything does: many
-  streams with few subscribers each are bulk as well.
+  on between two: whoever publishes, dispatches or is accepted meanwhile waits for one at each turn of the loop. After a
+  round there is a pause as long as the round was, PAUSE at most, so that frames merge exactly when there is load.
+- What the express queue holds beyond HURRY seconds goes with the next round, and until that is over everything does:
+  many streams with few subscribers each are bulk as well.
 - Streams that are BEHIND wait for *pages*: one after the other each gets a page of what it missed, for a slice in each
   turn, and who has more to catch up with goes to the end of that queue. So a thousand catch-ups take their time from
   each other, and from those who are LIVE one slice of a turn.
@@ -29,13 +29,18 @@ from rowcast.core.stream import Stream, StreamState
 EXPRESS = 64
 """Subscribers up to which an entry hurries."""
 
-SLICE = 0.002
-"""Seconds that a turn may write to the streams of each queue before the loop goes on."""
+HURRY = 0.002
+"""Seconds that a turn may write to the streams of the express queue."""
+
+SLICE = 0.0005
+"""Seconds that a turn may write to the streams of a round, and give pages to those that are BEHIND. An event takes
+three or four turns from where it is published to its stream: slices of 2 ms made its p99 beside a million deliveries a
+second 20 ms longer, and saved nothing."""
 
 PAUSE = 0.05
 """Seconds between two rounds at most."""
 
-STRIDE = 32
+STRIDE = 16
 """Streams between two looks at the clock."""
 
 
@@ -138,7 +143,7 @@ class Flush:
         self._soon = False
         now = self._clock()
         try:
-            self._hurry(now + SLICE)
+            self._hurry(now + HURRY)
             now = self._clock()
             if self._round or now >= self._not_before:
                 self._slice(now + SLICE)

@@ -42,6 +42,9 @@ _NAMES = {kind: kind.name.lower() for kind in Kind}
 MAX_STARTING = 5000
 """Streams that may wait for their subscriptions at once; in a storm, who comes then is told to come back later."""
 
+TURN = 0.001
+"""Seconds that batches may be handled before the loop goes on."""
+
 LATENCY_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
@@ -154,11 +157,14 @@ class Hub:
 
     async def run(self) -> None:
         """Tail the log until it is closed."""
+        turn = time.perf_counter()
         async for batch in self.log.tail():
             self.handle(batch)
-            if batch.entries:
+            if batch.entries and time.perf_counter() - turn >= TURN:
                 # A log that has many batches at hand need not wait between two of them; the flush must have its turn.
+                # After each batch would be too often: beside a round of the flush a turn takes milliseconds.
                 await asyncio.sleep(0)
+                turn = time.perf_counter()
 
     async def warm_up(self) -> None:
         """Wait until everything that was committed before this call has been dispatched into the ring."""

@@ -92,13 +92,13 @@ async def test_the_express_goes_between_two_slices_of_a_round() -> None:
 
 async def test_the_loop_goes_on_between_two_slices() -> None:
     desk = Desk(cost=SLICE)
-    desk.flush.push(desk.streams(4 * STRIDE), b"hot")
+    desk.flush.push(desk.streams(8 * STRIDE), b"hot")
     desk.flush.start()
     turns = 0
     while desk.flush.rounds == 0:
         await asyncio.sleep(0)
         turns += 1
-    assert turns >= 4
+    assert turns >= 8
 
 
 @pytest.mark.parametrize("cost", [0.001, 1.0])

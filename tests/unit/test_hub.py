@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Any
 
 import jwt
@@ -181,6 +182,28 @@ def test_what_could_not_be_read_before_a_reload_entry_is_read_anew_also_by_a_loa
     change = RowChange(0, "insert", {"id": 7, "user": "bob", "t": "x"}, None, reload=True)
     subscriptions.apply(Entry(Kind.ROW, (5, 0), change, xid=20))
     assert subscriptions.join(Load((9, 0), {"ann": UserRows()}, Snapshot(15, 15))) == ["ann"]
+
+
+@pytest.mark.parametrize(("turn", "turns"), [(0.0, 20), (float("inf"), 0)])
+async def test_batches_at_hand_are_handled_together_for_a_while(
+    turn: float, turns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full:
+        async def tail(self) -> AsyncIterator[Batch]:
+            for number in range(20):
+                yield data(2 + number, "t", "x")
+
+    hub = make()
+    hub.log = Full()  # type: ignore[assignment]
+    monkeypatch.setattr(rowcast.hub, "TURN", turn)
+    running = asyncio.create_task(hub.run())
+    await asyncio.sleep(0)
+    counted = 0
+    while not running.done():
+        counted += 1
+        await asyncio.sleep(0)
+    assert counted - 1 <= turns <= counted
+    assert hub.head == (21, 2 << 20)
 
 
 class OldLog:

@@ -64,7 +64,8 @@ class MemoryLog:
         """What the running tail has yet to yield; None when none runs."""
         self._inside = False
         """Whether the feed is in the middle of a transaction."""
-        self._moved = asyncio.Condition()
+        self._waiting: list[asyncio.Future[None]] = []
+        """Who waits for something to move."""
         self._begun = feed is None
         self._feeding: asyncio.Task[None] | None = None
         self._failure: BaseException | None = None
@@ -82,7 +83,7 @@ class MemoryLog:
     async def close(self) -> None:
         """End the tail and the feed."""
         self._closed = True
-        await self._wake()
+        self._wake()
         if self._feed is not None:
             await self._feed.close()
         if self._feeding is not None:
@@ -105,25 +106,27 @@ class MemoryLog:
         Raises `Unavailable` when the log is closed, or the feed does not come to the end of a transaction: within
         one there is no place above the head that is not a change's.
         """
-        try:
-            async with asyncio.timeout(APPEND_TIMEOUT), self._moved:
-                await self._moved.wait_for(lambda: self._closed or (self._begun and not self._inside))
-        except TimeoutError:
-            raise Unavailable(
-                "the WAL can't be read, or is in the middle of a long transaction: it was not published; try again"
-            ) from None
-        if self._closed:
+        if self._inside or not self._begun:
+            try:
+                async with asyncio.timeout(APPEND_TIMEOUT):
+                    await self._until(lambda: self._begun and not self._inside)
+            except TimeoutError:
+                raise Unavailable(
+                    "the WAL can't be read, or is in the middle of a long transaction: it was not published; try again"
+                ) from None
+        if self._closed or self._failure is not None:
             raise Unavailable("the log is closed: it was not published")
         position = Position(self._epoch, self._head[0], self._head[1] + 1)
         now = time.time()
         self._add([entry_of(draft, position.place, now)], position.place, now)
-        await self._wake()
-        await self._drained()
+        self._wake()
+        await self._until(lambda: not self._queue)
         return position
 
     async def tail(self) -> AsyncIterator[Batch]:
         """What is kept, then what comes; see `ports.Log.tail`."""
         await self._until(lambda: self._begun)
+        self._check()
         self._drop_old(time.time())
         queue: deque[Batch] = deque([Batch(self._epoch, [], self._floor, reset="start")])
         kept = [entry for _, entry in self._items()]
@@ -136,8 +139,9 @@ class MemoryLog:
             while not self._closed:
                 while queue:
                     yield queue.popleft()
-                await self._wake()
+                self._wake()
                 await self._until(lambda: bool(queue))
+                self._check()
         finally:
             self._queue = None
 
@@ -168,12 +172,12 @@ class MemoryLog:
                     self._restart(batch, batch.reset)
                 self._inside = bool(batch.head[1])
                 self._add(batch.entries, max(batch.head, self._head), time.time())
-                await self._wake()
+                self._wake()
                 # Whoever reads the feed stops reading, and so answering, while the tail is behind.
-                await self._drained()
+                await self._until(lambda: not self._queue)
         except Exception as error:
             self._failure = error
-            await self._wake()
+            self._wake()
             raise
 
     def _restart(self, batch: Batch, reason: str) -> None:
@@ -193,8 +197,16 @@ class MemoryLog:
             self._bytes += _size(entry)
         self._head = head
         self._drop_old(now)
-        if self._queue is not None:
-            self._queue.append(Batch(self._epoch, entries, head))
+        queue = self._queue
+        if queue is None:
+            return
+        last = queue[-1] if queue else None
+        if last is not None and last.reset is None and last.epoch == self._epoch and len(last.entries) < CHUNK:
+            # Whoever tails does other things between two batches: what was published one by one meanwhile is one.
+            last.entries += entries
+            last.head = head
+        else:
+            queue.append(Batch(self._epoch, list(entries), head))
 
     def _drop_old(self, now: float) -> None:
         kept = self._kept
@@ -215,21 +227,22 @@ class MemoryLog:
             del kept[: self._first]
             self._first = 0
 
-    async def _wake(self) -> None:
-        async with self._moved:
-            self._moved.notify_all()
-
-    async def _until(self, condition: Callable[[], bool]) -> None:
-        """Wait for a condition, or the end. Raises what ended the feed."""
-        async with self._moved:
-            await self._moved.wait_for(lambda: condition() or self._closed or self._failure is not None)
+    def _check(self) -> None:
         if self._failure is not None:
             raise self._failure
 
-    async def _drained(self) -> None:
-        """Wait until the tail has yielded everything, if one runs."""
-        async with self._moved:
-            await self._moved.wait_for(lambda: not self._queue or self._closed)
+    def _wake(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for one in waiting:
+            if not one.done():
+                one.set_result(None)
+
+    async def _until(self, condition: Callable[[], bool]) -> None:
+        """Wait for a condition, or the end, or the end of the feed."""
+        while not (condition() or self._closed or self._failure is not None):
+            moved = asyncio.get_running_loop().create_future()
+            self._waiting.append(moved)
+            await moved
 
 
 def _place(item: tuple[float, Entry] | None) -> Place:

@@ -102,6 +102,29 @@ async def test_a_full_log_starts_in_batches() -> None:
         assert_orderly(tail)
 
 
+async def test_what_is_published_together_is_one_batch() -> None:
+    log = MemoryLog()
+    async with tailing(log) as tail:
+        await tail.until(lambda: len(tail.batches) == 2)
+        await asyncio.gather(*(log.append(data(f"t{number}")) for number in range(50)))
+        assert [len(batch.entries) for batch in tail.batches[2:]] == [50]
+        assert tail.batches[-1].head == (0, 50)
+        assert_orderly(tail)
+
+
+async def test_who_publishes_waits_for_the_tail_only() -> None:
+    """By turns of the loop: one until the tail has what was published, and one more until it is answered."""
+    log = MemoryLog()
+    async with tailing(log) as tail:
+        await tail.until(lambda: len(tail.batches) == 2)
+        publishing = asyncio.create_task(log.append(data("t")))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert tail.places == [(0, 1)]
+        await asyncio.sleep(0)
+        assert publishing.done()
+
+
 async def test_what_the_feed_yields_keeps_its_places() -> None:
     feed, log = await fed()
     async with tailing(log) as tail:
