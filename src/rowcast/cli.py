@@ -1,7 +1,8 @@
 """The command line: `rowcast serve`, `demo`, `check`, `token`, `tail`, `publish`, …
 
 Every option has an environment variable; a flag goes before it, and it goes before rowcast.toml. An error is
-one line on stderr; the exit code is 0, 1 when it failed, or 2 when it was called wrongly.
+one line on stderr; the exit code is 0, 1 when it failed, or 2 when it was called wrongly. Colours and progress are for
+terminals (`rowcast.terminal`), `--json` is for programs.
 
 Each command imports what it needs itself, so that `rowcast tail` or `--help` need not wait for a server's parts.
 """
@@ -9,62 +10,27 @@ Each command imports what it needs itself, so that `rowcast tail` or `--help` ne
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import sys
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
-import msgspec
 
-from rowcast import __version__
-from rowcast.errors import BadRequest, ConfigError, RowcastError
+from rowcast import __version__, terminal
+from rowcast.errors import RowcastError
+from rowcast.options import FILE, config_option, duration, json_option, option, service_options
 
 if TYPE_CHECKING:
     from rowcast.config import Config
     from rowcast.telemetry.journal import Format, Level
 
-F = TypeVar("F", bound=Callable[..., Any])
-
-FILE = "rowcast.toml"
-"""The configuration that is read when none is named, if it is there."""
-
 LEVEL_VARIABLE = "ROWCAST_SERVER_LOG_LEVEL"
 
 ADVISED_TOKEN = 7 * 1024
 """Bytes; proxies refuse request heads that are not much longer."""
-
-
-def _duration(context: click.Context, parameter: click.Parameter, value: str) -> float:
-    """Seconds of `90s` or `1h30m`."""
-    from rowcast.units import parse_duration
-
-    try:
-        return parse_duration(value)
-    except ValueError as error:
-        raise click.BadParameter(str(error), context, parameter) from None
-
-
-def option(*names: str, envvar: str, **settings: Any) -> Callable[[F], F]:
-    """An option with its environment variable, shown in --help."""
-    return click.option(*names, envvar=envvar, show_envvar=True, **settings)
-
-
-def config_option(function: F) -> F:
-    """--config, for commands whose arguments are something else."""
-    return option(
-        "--config", "path", envvar="ROWCAST_CONFIG", metavar="FILE", help=f"The configuration.  [default: {FILE}]"
-    )(function)
-
-
-def service_options(function: F) -> F:
-    """--url and --key, for commands that call a running service."""
-    key = option("--key", envvar="ROWCAST_API_KEY", help="Its API key.  [default: [api] key of the configuration]")
-    url = option("--url", envvar="ROWCAST_URL", default="http://127.0.0.1:8080", help="The service.", show_default=True)
-    return config_option(url(key(function)))
 
 
 @click.group(
@@ -131,6 +97,8 @@ def serve(
 
         worker = several.current()
         if worker is None:
+            if sys.stderr.isatty():
+                terminal.say(f"starting {workers} workers")
             return several.supervise(workers, sys.argv[1:])
     # Heavy imports, and only this command needs them.
     from rowcast import serve as server
@@ -153,14 +121,20 @@ def serve(
     journal.install(form, level)
     if worker is not None:
         worker.tell(f"journal {form} {level}")
-    server.serve(
-        application,
-        host=host or config.server.host,
-        port=config.server.port if port is None else port,
-        trusted_proxies=config.server.trusted_proxies,
-        access_log=access_log,
-        worker=worker,
-    )
+    # Of several workers each would write over the others.
+    starting = terminal.Progress("starting", shown=worker is None)
+    try:
+        server.serve(
+            application,
+            host=host or config.server.host,
+            port=config.server.port if port is None else port,
+            trusted_proxies=config.server.trusted_proxies,
+            access_log=access_log,
+            worker=worker,
+            on_ready=starting.end,
+        )
+    finally:
+        starting.end()
     return 0
 
 
@@ -174,19 +148,27 @@ def serve(
     show_default=True,
     help="Replicas that are going to run.",
 )
-def check(path: str | None, replicas: int) -> int:
+@json_option("CHECK")
+def check(path: str | None, replicas: int, as_json: bool) -> int:
     """Tell of each prerequisite whether it is there, or what to do about it; exit code 1 if one is missing."""
+    from rowcast.calls import print_json
     from rowcast.check import report, run
 
-    results = asyncio.run(run(_load(path), replicas=replicas))
-    click.echo(report(results))
-    return 0 if all(result.ok for result in results) else 1
+    config = _load(path)
+    with terminal.working("asking the database"):
+        results = asyncio.run(run(config, replicas=replicas))
+    ok = all(result.ok for result in results)
+    if as_json:
+        print_json({"ok": ok, "prerequisites": [result.as_dict() for result in results]})
+    else:
+        click.echo(report(results, colours=True))
+    return 0 if ok else 1
 
 
 @cli.command()
 @option("--user", envvar="ROWCAST_TOKEN_USER", required=True, help="Whose token it is.")
 @option("--topics", envvar="ROWCAST_TOKEN_TOPICS", default="", metavar="A,B", help="Topics that the token carries.")
-@option("--ttl", envvar="ROWCAST_TOKEN_TTL", default="1h", show_default=True, callback=_duration, help="Its lifetime.")
+@option("--ttl", envvar="ROWCAST_TOKEN_TTL", default="1h", show_default=True, callback=duration, help="Its lifetime.")
 @config_option
 def token(user: str, topics: str, ttl: float, path: str | None) -> None:
     """Print a token for a user, signed with the configured secret."""
@@ -194,7 +176,9 @@ def token(user: str, topics: str, ttl: float, path: str | None) -> None:
 
     made = mint(_load(path), user, topics=_split(topics), ttl=ttl)
     if len(made) > ADVISED_TOKEN:
-        _say(f"the token has {len(made)} bytes: proxies may refuse it, over {ADVISED_TOKEN}; give it fewer topics")
+        terminal.say(
+            f"the token has {len(made)} bytes: proxies may refuse it, over {ADVISED_TOKEN}; give it fewer topics"
+        )
     click.echo(made)
 
 
@@ -207,8 +191,10 @@ def token(user: str, topics: str, ttl: float, path: str | None) -> None:
 @option("--json", "as_json", envvar="ROWCAST_TAIL_JSON", is_flag=True, help="One JSON object per line.")
 def tail(url: str, token: str | None, last_event_id: str | None, topics: str, snapshot: bool, as_json: bool) -> None:
     """Print the events of the stream at URL (ROWCAST_URL), until Ctrl-C."""
+    from rowcast import calls
+
     try:
-        asyncio.run(_tail(url, token, last_event_id, _split(topics), snapshot, as_json))
+        asyncio.run(calls.tail(url, token, last_event_id, _split(topics), snapshot=snapshot, as_json=as_json))
     except BrokenPipeError:
         # Whoever read us has seen enough (`| head`). Python must not try to flush what is left.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -220,6 +206,7 @@ def tail(url: str, token: str | None, last_event_id: str | None, topics: str, sn
 @option("--user", envvar="ROWCAST_PUBLISH_USER", help="The user to send it to.")
 @option("--event", envvar="ROWCAST_PUBLISH_EVENT", help="The name of the event.  [default: message]")
 @option("--conflate-by", envvar="ROWCAST_PUBLISH_CONFLATE_BY", metavar="KEY", help="Its key.  [default: not conflated]")
+@json_option("PUBLISH")
 @service_options
 def publish(
     data: str,
@@ -227,33 +214,42 @@ def publish(
     user: str | None,
     event: str | None,
     conflate_by: str | None,
+    as_json: bool,
     url: str,
     key: str | None,
     path: str | None,
 ) -> None:
     """Publish DATA, which is JSON, or else a text; `-` reads it from stdin. Prints its position."""
+    from rowcast.calls import json_or_text, post
+
     if (topic is None) == (user is None):
         raise click.UsageError("give either --topic or --user")
     body = {"topic": topic, "user": user, "event": event, "key": conflate_by}
     given: dict[str, Any] = {name: value for name, value in body.items() if value is not None}
-    given["data"] = _json_or_text(sys.stdin.read() if data == "-" else data)
-    _call(url, "/publish", given, key, path)
+    given["data"] = json_or_text(sys.stdin.read() if data == "-" else data)
+    post(partial(_load, path), url, "/publish", given, key=key, as_json=as_json)
 
 
 @cli.command()
 @click.argument("user")
+@json_option("RESUBSCRIBE")
 @service_options
-def resubscribe(user: str, url: str, key: str | None, path: str | None) -> None:
+def resubscribe(user: str, as_json: bool, url: str, key: str | None, path: str | None) -> None:
     """Have every replica read USER's subscriptions anew. Prints the position from which they hold."""
-    _call(url, "/control/resubscribe", {"user": user}, key, path)
+    from rowcast.calls import post
+
+    post(partial(_load, path), url, "/control/resubscribe", {"user": user}, key=key, as_json=as_json)
 
 
 @cli.command()
 @click.argument("user")
+@json_option("DISCONNECT")
 @service_options
-def disconnect(user: str, url: str, key: str | None, path: str | None) -> None:
+def disconnect(user: str, as_json: bool, url: str, key: str | None, path: str | None) -> None:
     """End USER's streams everywhere, and refuse the tokens issued before. Prints the position."""
-    _call(url, "/control/disconnect", {"user": user}, key, path)
+    from rowcast.calls import post
+
+    post(partial(_load, path), url, "/control/disconnect", {"user": user}, key=key, as_json=as_json)
 
 
 @cli.group(no_args_is_help=False)
@@ -262,29 +258,60 @@ def slot() -> None:
 
 
 @slot.command()
+@json_option("SLOT_STATUS")
 @config_option
-def status(path: str | None) -> None:
+def status(path: str | None, as_json: bool) -> None:
     """Show the slot, and the copies of it that replicas read from."""
     from rowcast import slots
+    from rowcast.calls import print_json
 
-    found = asyncio.run(slots.status(_load(path)))
+    config = _load(path)
+    with terminal.working("asking the database"):
+        found = asyncio.run(slots.status(config))
+    if as_json:
+        print_json({"slots": [slots.as_dict(one) for one in found]})
+        return
     row = "{:<40} {:>8} {:>10} {:>12} {:>12} {:>15}"
-    click.echo(row.format("slot", "process", "wal", "held", "lag", "confirmed"))
+    click.secho(row.format("slot", "process", "wal", "held", "lag", "confirmed"), bold=True)
     for one in found:
         held, lag = (f"{size / 1e6:,.1f} MB" for size in (one.held, slots.lag(one)))
         click.echo(row.format(one.name, one.pid or "-", one.wal_status or "-", held, lag, one.confirmed_lsn))
 
 
 @slot.command()
+@json_option("SLOT_DROP")
 @config_option
-def drop(path: str | None) -> None:
+def drop(path: str | None, as_json: bool) -> None:
     """Drop the slot, so that it holds back no WAL. Replicas that run make a new one, and reset their streams."""
     from rowcast import slots
+    from rowcast.calls import print_json
 
-    dropped, connected = asyncio.run(slots.drop(_load(path)))
+    config = _load(path)
+    with terminal.working("dropping the slot"):
+        dropped, connected = asyncio.run(slots.drop(config))
+    if as_json:
+        print_json({"dropped": dropped, "connected": connected})
+        return
     click.echo(f"dropped {', '.join(dropped)}")
     if connected:
-        _say(f"{connected} replicas are connected: they make a new slot now, and reset their streams")
+        terminal.say(f"{connected} replicas are connected: they make a new slot now, and reset their streams")
+
+
+@cli.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]), envvar="ROWCAST_COMPLETION_SHELL")
+def completion(shell: str) -> None:
+    """Print what makes SHELL complete commands and options; to be sourced by it.
+
+    \b
+    bash: source <(rowcast completion bash)       in ~/.bashrc
+    zsh:  source <(rowcast completion zsh)        in ~/.zshrc
+    fish: rowcast completion fish | source        in ~/.config/fish/config.fish
+    """
+    from click.shell_completion import get_completion_class
+
+    complete = get_completion_class(shell)
+    assert complete is not None
+    click.echo(complete(cli, {}, "rowcast", "_ROWCAST_COMPLETE").source())
 
 
 def main() -> None:
@@ -294,18 +321,18 @@ def main() -> None:
 
 def _run() -> int:
     try:
-        result = cli(standalone_mode=False)
+        result = cli(standalone_mode=False, color=terminal.colour())
     except click.UsageError as error:
         hint = f"; see {error.ctx.command_path} --help" if error.ctx is not None else ""
-        _say(error.format_message().rstrip(".") + hint)
+        _fail(error.format_message().rstrip(".") + hint)
         return 2
     except click.ClickException as error:
-        _say(error.format_message())
+        _fail(error.format_message())
         return 1
     except (KeyboardInterrupt, click.Abort):
         return 0
     except (RowcastError, OSError) as error:
-        _say(" ".join(str(error).split()))
+        _fail(" ".join(str(error).split()))
         return 1
     except Exception as error:
         from rowcast.telemetry import journal
@@ -314,43 +341,13 @@ def _run() -> int:
         hint = f"; {LEVEL_VARIABLE}=debug shows where"
         if debug:
             hint = "\n" + journal.without_secrets(journal.trace(error))
-        _say(journal.last_words(error) + hint)
+        _fail(journal.last_words(error) + hint)
         return 1
     return result if isinstance(result, int) else 0
 
 
-async def _tail(
-    url: str, token: str | None, last_event_id: str | None, topics: list[str], snapshot: bool, as_json: bool
-) -> None:
-    from rowcast.client import EventStream
-
-    stream = EventStream(
-        url,
-        token=token,
-        last_event_id=last_event_id,
-        topics=topics,
-        snapshot=snapshot,
-        on_retry=lambda reason, pause: _say(f"{reason}; again in {pause:.1f} s"),
-    )
-    async with contextlib.aclosing(aiter(stream)) as events:
-        async for event in events:
-            if as_json:
-                line = {"id": event.id, "event": event.event, "data": msgspec.Raw(event.data.encode())}
-                print(msgspec.json.encode(line).decode(), flush=True)
-            else:
-                name = "" if event.event == "message" else f"{event.event} "
-                print(f"{event.id}  {name}{event.data}", flush=True)
-
-
-def _call(url: str, call_path: str, body: dict[str, Any], key: str | None, path: str | None) -> None:
-    from rowcast.client import call
-
-    if key is None:
-        configured = _load(path).api.key
-        if configured is None:
-            raise ConfigError("this call needs the API key: give --key, ROWCAST_API_KEY, or [api] key in the file")
-        key = configured.get_secret_value()
-    click.echo(call(url, call_path, body, key=key)["id"])
+def _fail(text: str) -> None:
+    terminal.say(text, bad=True)
 
 
 def _load(path: str | None, overrides: dict[str, Any] | None = None) -> Config:
@@ -361,22 +358,8 @@ def _load(path: str | None, overrides: dict[str, Any] | None = None) -> Config:
     return Config.load(file if path is not None or file.exists() else None, overrides)
 
 
-def _json_or_text(text: str) -> msgspec.Raw | str:
-    try:
-        msgspec.json.decode(text)
-    except msgspec.DecodeError as error:
-        if text.lstrip()[:1] in ("{", "[", '"'):
-            raise BadRequest(f"DATA looks like JSON, but is none: {error}") from None
-        return text
-    return msgspec.Raw(text.encode())
-
-
 def _split(text: str) -> list[str]:
     return [part for item in text.split(",") if (part := item.strip())]
-
-
-def _say(text: str) -> None:
-    click.echo(f"rowcast: {text}", err=True)
 
 
 if __name__ == "__main__":

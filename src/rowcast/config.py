@@ -56,6 +56,9 @@ _SHORT = {"postgres": "url", "log": "url", "auth": "secret", "api": "key"}
 
 _Key = tuple[str, ...]
 
+_FLAGS: dict[_Key, str] = {("postgres", "url"): "--postgres", ("log", "url"): "--log"}
+"""Flags that have not the name of their option."""
+
 
 class Config(Section):
     """The whole configuration. Sections are attributes; `[[route]]` and `[[subscription]]` are lists."""
@@ -129,7 +132,7 @@ class Config(Section):
             if value is not None:
                 key = tuple(dotted.split("."))
                 _put(data, key, value)
-                origins[key] = f"--{key[-1].replace('_', '-')}"
+                origins[key] = _FLAGS.get(key) or f"--{key[-1].replace('_', '-')}"
         return cls._checked(data, lines, origins)
 
     @classmethod
@@ -193,6 +196,8 @@ def _read(path: Path) -> tuple[dict[str, Any], TomlLines]:
     """A file's contents, and where things stand in it. Raises `ConfigError`."""
     try:
         text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: there is no such file in {Path.cwd()}; name your rowcast.toml") from None
     except OSError as error:
         raise ConfigError(f"{path}: can't be read: {error.strerror}") from None
     except UnicodeDecodeError:

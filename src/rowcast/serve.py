@@ -18,7 +18,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -74,7 +74,10 @@ def load(reference: str) -> Rowcast | ASGIApp:
         if found is None:
             raise ConfigError(f"{reference}: the module {module_name} has no {attribute!r}")
     if not isinstance(found, Rowcast) and not callable(found):
-        raise ConfigError(f"{reference} is a {type(found).__name__}, neither a Rowcast nor an ASGI application")
+        raise ConfigError(
+            f"{reference} is a {type(found).__name__}, neither a Rowcast nor an ASGI application; name what "
+            "`Rowcast(…)`, `cast.asgi()` or your framework made"
+        )
     return found  # type: ignore[no-any-return]  # callable: whether it is ASGI shows at the first request
 
 
@@ -86,12 +89,13 @@ def serve(
     trusted_proxies: Iterable[str] = (),
     access_log: bool = True,
     worker: Worker | None = None,
+    on_ready: Callable[[], None] = lambda: None,
 ) -> None:
     """Serve until a signal ends it.
 
     `target`: a Rowcast, or an ASGI application, which may have one mounted. `trusted_proxies`: addresses whose
     X-Forwarded-For and -Proto are believed. Prints `rowcast listening on http://HOST:PORT` when it is ready.
-    `worker`: this process is one of several, whose supervisor prints that.
+    `worker`: this process is one of several, whose supervisor prints that. `on_ready` is called just before.
 
     Raises what the application's start raises, and `ConfigError` when the address can't be had.
     """
@@ -117,7 +121,7 @@ def serve(
         timeout_keep_alive=KEEP_ALIVE,
     )
     with contextlib.closing(listen(host, port) if worker is None else worker.listen(host, port)) as sock:
-        server = Server(config, sock, guarded, casts, worker)
+        server = Server(config, sock, guarded, casts, worker, on_ready)
         with asyncio.Runner(loop_factory=_loop_factory()) as runner, contextlib.suppress(asyncio.CancelledError):
             runner.run(server.serve(sockets=[sock]))
         if server.failure is not None:
@@ -146,9 +150,11 @@ class Server(uvicorn.Server):
         app: _Lifespan,
         casts: tuple[Rowcast, ...],
         worker: Worker | None = None,
+        on_ready: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__(config)
         self._worker = worker
+        self._on_ready = on_ready
         self._sock = sock
         self._app = app
         self._casts = casts
@@ -180,6 +186,7 @@ class Server(uvicorn.Server):
             gc.set_threshold(*GC_THRESHOLDS)
             for drain in self._drains():
                 drain.port_closes = self._close_port
+            self._on_ready()
             if self._worker is not None:
                 self._worker.listening()
             else:

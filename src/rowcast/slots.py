@@ -47,10 +47,25 @@ def lag(slot: HeldSlot) -> int:
     return max(0, parse_lsn(slot.restart_lsn) + slot.held - confirmed) if confirmed else 0
 
 
+def as_dict(slot: HeldSlot) -> dict[str, str | int | None]:
+    """A slot for programs: sizes in bytes, None for what there is none of."""
+    return {
+        "name": slot.name,
+        "process": slot.pid or None,
+        "wal_status": slot.wal_status or None,
+        "held_bytes": slot.held,
+        "lag_bytes": lag(slot),
+        "confirmed_lsn": slot.confirmed_lsn or None,
+    }
+
+
 @asynccontextmanager
 async def _keeper(config: Config) -> AsyncIterator[AnchorKeeper]:
     if config.postgres is None:
-        raise ConfigError("there is no [postgres] section with url, so there is no replication slot")
+        raise ConfigError(
+            "there is no [postgres] section with url, so there is no replication slot;"
+            " name the file by --config, or set ROWCAST_POSTGRES_URL"
+        )
     pool = make_pool(config.postgres)
     try:
         async with pool:

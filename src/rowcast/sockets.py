@@ -35,7 +35,9 @@ def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
         family, kind, protocol, _, address = found[0]
         sock = socket.socket(family, kind, protocol)
     except OSError as error:
-        raise ConfigError(f"[server] host {host!r} can't be used: {error.strerror or error}") from None
+        raise ConfigError(
+            f"[server] host {host!r} can't be used: {error.strerror or error}; 0.0.0.0 is all addresses"
+        ) from None
     # A port whose last owner has just ended may be taken again at once; one that is in use may not.
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     if shared:

@@ -375,10 +375,15 @@ def test_slot_status_and_drop(start: Start, tmp_path: Path, database: str) -> No
     names = [line.split()[0] for line in status.out[1:]]
     assert names[0] == "seen"
     assert any(name.startswith("seen_epoch_") for name in names)
+    told = start("slot", "status", "--json")
+    assert told.end() == 0
+    anchor = json.loads(told.out[0])["slots"][0]
+    assert (anchor["name"], anchor["process"], anchor["wal_status"]) == ("seen", None, "reserved")
+    assert anchor["held_bytes"] >= anchor["lag_bytes"] >= 0
     assert command.end(signal.SIGTERM) == 0
-    dropped = start("slot", "drop")
+    dropped = start("slot", "drop", "--json")
     assert dropped.end() == 0
-    assert dropped.out[0].startswith("dropped seen")
+    assert json.loads(dropped.out[0])["dropped"][0] == "seen"
     assert dropped.err == []
     with psycopg.connect(database) as connection:
         rows = connection.execute("SELECT slot_name FROM pg_replication_slots WHERE slot_name ^@ 'seen'").fetchall()

@@ -59,7 +59,7 @@ COMMANDS = dict(every_command(cli.cli))
 def test_the_commands_are_the_promised() -> None:
     names = {name.removeprefix("rowcast ") for name in COMMANDS}
     assert names >= {"demo", "serve", "check", "token", "tail", "publish", "resubscribe", "disconnect"}
-    assert names >= {"slot status", "slot drop"}
+    assert names >= {"slot status", "slot drop", "completion"}
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -116,20 +116,23 @@ def test_wrong_calls_are_told_in_one_line_with_code_2(run: Run, arguments: list[
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["serve", "nope.toml"], "nope.toml"),
+        (["serve", "nope.toml"], "name your rowcast.toml"),
         (["serve", "nope.module:app"], "no module 'nope'"),
         (["serve", "json:nope"], "has no 'nope'"),
         (["serve", "math:pi"], "neither a Rowcast nor an ASGI application"),
-        (["serve", "--log", "kafka:"], "--url: [log] url"),
+        (["serve", "--log", "kafka:"], "--log: [log] url"),
         (["serve", "--host", "no such host"], "[server] host"),
         (["token", "--user", "a"], "[auth] secret"),
         (["token", "--user", "a", "--config", "nope.toml"], "nope.toml"),
         (["publish", "1", "--topic", "t"], "give --key"),
         (["publish", "1", "--topic", "t", "--key", "k", "--url", "nowhere"], "no URL"),
         (["publish", "{oops", "--topic", "t", "--key", "k"], "looks like JSON"),
-        (["publish", "1", "--topic", "t", "--key", "k", "--url", "http://127.0.0.1:1"], "can't be reached"),
+        (
+            ["publish", "1", "--topic", "t", "--key", "k", "--url", "http://127.0.0.1:1"],
+            "is `rowcast serve` running there?",
+        ),
         (["tail", "nowhere"], "no URL"),
-        (["slot", "status"], "no [postgres] section"),
+        (["slot", "status"], "set ROWCAST_POSTGRES_URL"),
         (["slot", "drop"], "no [postgres] section"),
     ],
 )
@@ -234,6 +237,12 @@ def test_publishing_can_say_everything(run: Run, calls: list[Any], monkeypatch: 
     monkeypatch.setenv("ROWCAST_URL", "http://h:1")
     run("publish", "-", "--user", "u", "--event", "e", "--conflate-by", "c", "--key", "k")
     assert calls == [("http://h:1", "/publish", {"user": "u", "event": "e", "key": "c", "data": [1]}, "k")]
+
+
+@pytest.mark.parametrize("call", [["publish", "1", "--topic", "t"], ["resubscribe", "a"], ["disconnect", "a"]])
+def test_a_position_can_be_had_as_json(run: Run, calls: list[Any], call: list[str]) -> None:
+    code, out, err = run(*call, "--key", "k", "--json")
+    assert (code, json.loads(out), err) == (0, {"id": "e:1-0"}, "")
 
 
 @pytest.mark.parametrize("action", ["resubscribe", "disconnect"])

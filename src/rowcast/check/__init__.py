@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 
+import click
 import psycopg
 
 from rowcast import limits
@@ -22,6 +23,8 @@ from rowcast.sources.explain import explain
 
 __all__ = ["Result", "report", "run"]
 
+_COLOURS = {"ok": "green", "note": "yellow", "FAIL": "red"}
+
 _SETTINGS = """
 SELECT name, setting, coalesce(unit, '') FROM pg_settings WHERE name IN (
     'server_version_num', 'server_version', 'wal_level', 'max_replication_slots', 'max_wal_senders',
@@ -30,11 +33,18 @@ SELECT name, setting, coalesce(unit, '') FROM pg_settings WHERE name IN (
 """
 
 
-def report(results: Sequence[Result]) -> str:
-    """The results as lines for a terminal, the worst first said at the end."""
+def report(results: Sequence[Result], *, colours: bool = False) -> str:
+    """The results as lines; how many failed is said at the end. `colours`: for a terminal."""
     failed = sum(not result.ok for result in results)
     end = "everything is there" if not failed else f"{failed} of {len(results)} prerequisites are missing"
-    return "\n".join([*map(str, results), end])
+    lines = [*map(str, results), end]
+    if colours:
+        painted = [
+            line.replace(one.mark, click.style(one.mark, fg=_COLOURS[one.mark]), 1)
+            for one, line in zip(results, lines, strict=False)
+        ]
+        lines = [*painted, click.style(end, bold=True)]
+    return "\n".join(lines)
 
 
 async def run(

@@ -22,10 +22,18 @@ class Result(msgspec.Struct, frozen=True):
     detail: str
     fix: str = ""
 
+    @property
+    def mark(self) -> str:
+        """ "ok", "note" (it works, but look at it) or "FAIL"."""
+        return "FAIL" if not self.ok else ("note" if self.fix else "ok")
+
     def __str__(self) -> str:
-        mark = "FAIL" if not self.ok else ("note" if self.fix else "ok")
         fix = f"\n         {self.fix}" if self.fix else ""
-        return f"{mark:>4}  {self.name}: {self.detail}{fix}"
+        return f"{self.mark:>4}  {self.name}: {self.detail}{fix}"
+
+    def as_dict(self) -> dict[str, str | None]:
+        """For programs."""
+        return {"name": self.name, "state": self.mark.lower(), "detail": self.detail, "fix": self.fix or None}
 
 
 class Look(msgspec.Struct, frozen=True):

@@ -28,6 +28,7 @@ from typing import Any, Literal, TextIO
 
 import msgspec
 
+from rowcast import terminal
 from rowcast.errors import RowcastError
 
 Format = Literal["text", "json"]
@@ -62,7 +63,7 @@ _SECRETS = re.compile(
     re.IGNORECASE,
 )
 
-_SHELL = ("rowcast.cli", "rowcast.serve", "rowcast.workers", "rowcast.telemetry.traces")
+_SHELL = ("rowcast.cli", "rowcast.calls", "rowcast.serve", "rowcast.workers", "rowcast.telemetry.traces")
 """Modules of ours that every call passes through, and that see no row."""
 
 
@@ -262,7 +263,7 @@ class Writer(logging.Handler):
 
     def _write(self, line: str) -> None:
         # Whoever read us is gone, or the disk is full: nothing could be said of it.
-        with contextlib.suppress(OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError), terminal.cleared():
             stream = self._stream or sys.stderr
             stream.write(line + "\n")
             stream.flush()
