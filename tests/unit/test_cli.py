@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 import jwt
+import msgspec
 import pytest
 
 from rowcast import __version__, cli
@@ -216,7 +217,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     made: list[Any] = []
 
     def record(url: str, path: str, body: dict[str, Any], *, key: str) -> dict[str, str]:
-        made.append((url, path, json.loads(client_module.msgspec.json.encode(body)), key))
+        made.append((url, path, json.loads(msgspec.json.encode(body)), key))
         return {"id": "e:1-0"}
 
     monkeypatch.setattr(client_module, "call", record)
