@@ -1,113 +1,189 @@
 """Capture: how fast one replica reads the WAL, against `pg_recvlogical` reading the same WAL into nothing.
 
-Rows are inserted while nobody reads. Then the floor reads them through a slot of its own, and a replica reads
-them from its anchor when it starts. Both ask for the same publication, of a table with six columns.
+Every reader is measured in the same way: it is connected and has read everything, its walsender is stopped (SIGSTOP),
+the rows are inserted, and the clock runs from when the walsender goes on (SIGCONT) until the reader has the last row.
+So nobody's start is counted, and no reader waits for the one who inserts. The reader has one core to itself, Postgres
+and, with a redis log, Valkey share the other. A redis log's figures are of one replica that leads and tails.
 """
 
 from __future__ import annotations
 
 import asyncio
 import gc
+import os
+import signal
 import statistics
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import psycopg
+import uvloop
 
+from benchmarks import processes
 from rowcast import Rowcast
 from rowcast.core.grants import Grant
 from rowcast.core.stream import Stream
 from rowcast.serve import GC_THRESHOLDS
 from rowcast.testing.postgres import PostgresServer
+from rowcast.testing.valkey import ValkeyServer
 
 SECRET = "0123456789abcdef0123456789abcdef"
 TABLE = """
 CREATE TABLE ticks (id bigserial PRIMARY KEY, symbol text NOT NULL, price numeric NOT NULL, volume int NOT NULL,
                     at timestamptz NOT NULL DEFAULT now(), note text)
 """
-INSERT = """
-INSERT INTO ticks (symbol, price, volume, note)
-SELECT 'S' || n %% 1000, (n %% 9973) / 100.0, n, 'x' FROM generate_series(1, %s) n
+FILL = """
+CREATE PROCEDURE fill(first int, count int, each int) LANGUAGE plpgsql AS $$
+BEGIN
+    FOR part IN 0 .. count / each - 1 LOOP
+        INSERT INTO ticks (symbol, price, volume, note)
+        SELECT 'S' || n % 1000, round((n % 9973) / 100.0, 2), n, 'x'
+        FROM generate_series(first + part * each, first + part * each + each - 1) n;
+        COMMIT;
+    END LOOP;
+END $$
 """
+EACH = 100
+"""Rows of a transaction."""
+
+LOGS = ("memory:", "postgres:", "redis:")
+STREAMS = 10
+
+
+class Figure(NamedTuple):
+    """Of one reader, for all rows: seconds by the clock, and of its CPU."""
+
+    wall: float
+    cpu: float
 
 
 def run(rows: int, runs: int) -> list[str]:
     """The table of this case."""
     gc.set_threshold(*GC_THRESHOLDS)  # as `rowcast serve` does
-    results: dict[str, list[tuple[float, float]]] = {"pg_recvlogical": [], "nobody listens": [], "all listened to": []}
+    rows = rows // EACH * EACH
+    results: dict[str, list[Figure]] = {}
     for number in range(runs + 1):
-        measured = _measure(rows)
-        if number:
-            for name, figures in measured.items():
-                results[name].append(figures)
+        for name, figure in measure(rows).items():
+            if number:
+                results.setdefault(name, []).append(figure)
     lines = [
-        f"## Capture of {rows} rows",
+        f"## Capture of {rows:,} rows of six columns, {EACH} to a transaction",
         "",
         "| reader | changes/s | × floor's time | CPU µs a change |",
         "|---|---|---|---|",
     ]
-    floors = [wall for wall, _ in results["pg_recvlogical"]]
+    floors = [figure.wall for figure in results[FLOOR]]
     for name, figures in results.items():
-        wall = statistics.median(w for w, _ in figures)
-        ratio = statistics.median(w / floor for (w, _), floor in zip(figures, floors, strict=True))
-        cpu = statistics.median(c for _, c in figures) / rows * 1e6
+        wall = statistics.median(figure.wall for figure in figures)
+        ratio = statistics.median(figure.wall / floor for figure, floor in zip(figures, floors, strict=True))
+        cpu = statistics.median(figure.cpu for figure in figures) / rows * 1e6
         lines.append(f"| {name} | {rows / wall:,.0f} | {ratio:.2f} | {cpu:.2f} |")
     return lines
 
 
-def _measure(rows: int) -> dict[str, tuple[float, float]]:
-    with PostgresServer() as server, psycopg.connect(server.url(), autocommit=True) as admin:
-        admin.execute(TABLE)
-        cast = _cast(server.url())
-        asyncio.run(_start_and_stop(cast))
-        admin.execute("SELECT pg_create_logical_replication_slot('floor', 'pgoutput')")
-        admin.execute(INSERT, [rows])
-        end = admin.execute("SELECT pg_current_wal_lsn()::text").fetchone()
-        assert end is not None
-        floor = _timed(lambda: _floor(server, end[0]), children=True)
-        return {
-            "pg_recvlogical": floor,
-            "nobody listens": _timed(lambda: asyncio.run(_start_and_stop(_cast(server.url())))),
-            "all listened to": _timed(lambda: asyncio.run(_listen(_cast(server.url()), admin, rows))),
-        }
+FLOOR = "pg_recvlogical"
 
 
-def _cast(url: str) -> Rowcast:
-    route = [{"table": "ticks", "topic": "finance:{symbol}", "deletes": False}]
-    return Rowcast(postgres=url, auth=SECRET, route=route)  # type: ignore[arg-type]
+def measure(rows: int, logs: tuple[str, ...] = LOGS, listening: tuple[bool, ...] = (False, True)) -> dict[str, Figure]:
+    """One run of every reader."""
+    everywhere = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {processes.LOAD_CORE})
+    try:
+        with PostgresServer() as server, ValkeyServer() as valkey, psycopg.connect(server.url()) as admin:
+            admin.autocommit = True
+            admin.execute(TABLE)
+            admin.execute(FILL)
+            os.sched_setaffinity(0, {processes.SERVER_CORE})
+            results = {}
+            for log in logs:
+                for listens in listening:
+                    name = f"{log} {'all' if listens else 'nobody'} listening"
+                    url = valkey.url if log == "redis:" else log
+                    with valkey.client() as client:
+                        client.flushall()
+                    results[name] = uvloop.run(_replica(server, admin, url, rows, listens))
+            # Last: before, there is no publication.
+            return {FLOOR: _floor(server, admin, rows), **results}
+    finally:
+        os.sched_setaffinity(0, everywhere)
 
 
-async def _start_and_stop(cast: Rowcast) -> None:
-    async with cast.lifespan():
-        pass
-
-
-async def _listen(cast: Rowcast, admin: psycopg.Connection[tuple[str, ...]], rows: int) -> None:
-    """Ten streams with a tenth of the topics each; the rows come while they listen."""
-    async with cast.lifespan():
-        opened: list[Stream] = []
-        for part in range(10):
-            topics = frozenset(f"finance:S{n}" for n in range(part * 100, part * 100 + 100))
-            opened.append(cast.hub.connect(Grant(f"u{part}", topics), lambda: [s.take() for s in opened] and None))
-        await asyncio.to_thread(admin.execute, INSERT, [rows])
-        await cast.hub.passed(await cast.log.head())
-
-
-def _floor(server: PostgresServer, end: str) -> None:
-    subprocess.run(
-        [str(server.program("pg_recvlogical")), "-d", server.url(), "-S", "floor", "--start", "-f", "/dev/null"]
-        + ["-o", "proto_version=2", "-o", "publication_names=rowcast", f"--endpos={end}"],
-        check=True,
+async def _replica(
+    server: PostgresServer, admin: psycopg.Connection[Any], log: str, rows: int, listens: bool
+) -> Figure:
+    # A slot of its own: there is nothing to be read at the start.
+    slot = f"bench_{log.partition(':')[0]}_{int(listens)}"
+    cast = Rowcast(
+        postgres={"url": server.url(), "wal_sender_timeout": "60s", "slot": slot},
+        log=log,
+        auth=SECRET,
+        route=[{"table": "ticks", "topic": "finance:{symbol}", "deletes": False}],
     )
+    async with cast.lifespan():
+        if listens:
+            part = 1000 // STREAMS
+            for number in range(STREAMS):
+                _Client().open(cast, frozenset(f"finance:S{number * part + n}" for n in range(part)), f"u{number}")
+        await cast.hub.passed(await cast.log.head())
+        with _held(admin):
+            await asyncio.to_thread(admin.execute, "CALL fill(%s, %s, %s)", [0, rows, EACH])
+            end = await cast.log.head()
+            before, began = time.process_time(), time.perf_counter()
+        await cast.hub.passed(end)
+        figure = Figure(time.perf_counter() - began, time.process_time() - before)
+        taken = cast.hub.deliveries
+        assert taken == (rows if listens else 0), f"{taken} of {rows} rows were delivered"
+    return figure
 
 
-def _timed(work: Callable[[], None], *, children: bool = False) -> tuple[float, float]:
-    """Wall and CPU seconds; of child processes, with `children`."""
-    import resource
+class _Client:
+    """A stream whose client takes everything at once."""
 
-    who = resource.RUSAGE_CHILDREN if children else resource.RUSAGE_SELF
-    before, started = resource.getrusage(who), time.perf_counter()
-    work()
-    wall, after = time.perf_counter() - started, resource.getrusage(who)
-    return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    def open(self, cast: Rowcast, topics: frozenset[str], user: str) -> None:
+        self._stream: Stream | None = None
+        self._stream = cast.hub.connect(Grant(user, topics), self._wake)
+
+    def _wake(self) -> None:
+        if self._stream is not None:
+            self._stream.take()
+
+
+@contextmanager
+def _held(admin: psycopg.Connection[Any]) -> Iterator[None]:
+    """Within, the only walsender stands still."""
+    found = admin.execute("SELECT pid FROM pg_stat_replication").fetchall()
+    assert len(found) == 1, f"{len(found)} walsenders"
+    os.kill(found[0][0], signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(found[0][0], signal.SIGCONT)
+
+
+def _floor(server: PostgresServer, admin: psycopg.Connection[Any], rows: int) -> Figure:
+    admin.execute("SELECT pg_create_logical_replication_slot('floor', 'pgoutput')")
+    # Where it is to end is not known before the rows are there: it ends when it is told to, and says what it has.
+    reader = subprocess.Popen(
+        [str(server.program("pg_recvlogical")), "-d", server.url(), "-S", "floor", "--start", "-f", "/dev/null"]
+        + ["-o", "proto_version=2", "-o", "publication_names=rowcast", "--status-interval=1"],
+    )
+    try:
+        while not admin.execute("SELECT 1 FROM pg_stat_replication WHERE state = 'streaming'").fetchone():
+            time.sleep(0.02)
+        with _held(admin):
+            admin.execute("CALL fill(%s, %s, %s)", [0, rows, EACH])
+            end = admin.execute("SELECT pg_logical_emit_message(true, 'end', '')::text").fetchone()
+            assert end is not None
+            before, began = processes.cpu(reader.pid), time.perf_counter()
+        while not admin.execute(
+            "SELECT 1 FROM pg_stat_replication WHERE sent_lsn > %s::pg_lsn", [str(end[0])]
+        ).fetchone():
+            time.sleep(0.005)
+        wall = time.perf_counter() - began
+        return Figure(wall, processes.cpu(reader.pid) - before)
+    finally:
+        reader.terminate()
+        reader.wait(30)

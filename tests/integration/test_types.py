@@ -12,7 +12,7 @@ import pytest
 from psycopg import sql
 
 from rowcast.core import values
-from rowcast.core.body import ChangeBody
+from rowcast.core.body import ChangeBody, Form
 from rowcast.core.change import UNCHANGED, Change, Column, Message
 from rowcast.core.pgoutput import Begin, Commit, Decoder, Event
 from rowcast.core.position import MINOR_SPACING
@@ -178,7 +178,9 @@ def same(one: Any, other: Any) -> bool:
 
 def sent(change: Change, **options: Any) -> dict[str, Any]:
     event: dict[str, Any] = json.loads(
-        ChangeBody(change, "t", **options).encode(1 << 20), parse_float=Decimal, parse_int=Decimal
+        ChangeBody(change, "t", Form(change.relation, **options)).encode(1 << 20),
+        parse_float=Decimal,
+        parse_int=Decimal,
     )
     return event
 
@@ -320,13 +322,13 @@ def test_what_the_values_are(capture: Capture) -> None:
             "active": True,
         },
     )
-    body = ChangeBody(change, "t").encode(1 << 20)
+    body = ChangeBody(change, "t", Form(change.relation)).encode(1 << 20)
     assert (
         b'"record":{"id":"9007199254740993","price":"187.4400","ratio":"NaN","at":"2026-01-02T02:04:05.678Z",'
         b'"day":"2026-01-02","span":"P1DT2H","meta":{"a":1.50,"b":9007199254740993},"tags":["a","b c",null],'
         b'"grid":[[1,2],[3,4]],"raw":"\\\\x00ff","active":true}' in body
     )
-    body = ChangeBody(change, "t", numeric="number").encode(1 << 20)
+    body = ChangeBody(change, "t", Form(change.relation, numeric="number")).encode(1 << 20)
     assert b'"record":{"id":9007199254740993,"price":187.4400,"ratio":"NaN",' in body
 
 

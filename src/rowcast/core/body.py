@@ -14,12 +14,14 @@ from typing import Any, Literal
 import msgspec
 
 from rowcast.core import values
-from rowcast.core.change import UNCHANGED, Change, RawTuple
+from rowcast.core.change import UNCHANGED, Change, RawTuple, Relation
 from rowcast.core.codec import EncodedBody
+from rowcast.core.writer import RowWriter
 
 Envelope = Literal["rowcast", "sequin"]
 
 _encode = msgspec.json.Encoder().encode
+_join = b"".join
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _FIRST, _LAST = -62_135_596_800, 253_402_300_799
 """The years 1 to 9999: what RFC 3339 can say."""
@@ -37,39 +39,90 @@ def _second(seconds: int) -> str:
     return (_EPOCH + timedelta(seconds=seconds)).isoformat()[:19]
 
 
-class ChangeBody:
-    """A change, as sent to the streams of one topic.
+@functools.lru_cache(maxsize=64)
+def _stamp(microseconds: int) -> bytes:
+    # All rows of a transaction have the same.
+    return timestamp(microseconds).encode()
+
+
+class Form:
+    """How the changes of one relation are written: made once, for all bodies of a route.
 
     `columns` are those sent (None: all), `key` those that remain when the event would be too large (None: the
-    replica identity's). `numeric`: see `values.wire`. `moved`: the row did not go away but left this topic, so it
-    is sent as a delete, with `"moved": true` beside the action. `envelope` "sequin" is the form that Sequin's
-    webhooks have.
+    replica identity's). `numeric`: see `values.wire`. `envelope` "sequin" is the form that Sequin's webhooks have.
     """
 
-    __slots__ = ("_change", "_columns", "_envelope", "_key", "_moved", "_numeric", "_topic")
+    __slots__ = ("_close", "_columns", "_key", "_metadata", "_numeric", "_open", "_topic", "relation", "rows")
 
     def __init__(
         self,
-        change: Change,
-        topic: str,
+        relation: Relation,
         columns: frozenset[str] | None = None,
         key: tuple[str, ...] | None = None,
         numeric: values.Numeric = "string",
-        moved: bool = False,  # given by place: one of these is made for every entry
         envelope: Envelope = "rowcast",
     ) -> None:
-        self._change = change
-        self._topic = topic
+        self.relation = relation
+        self.rows = RowWriter(relation.columns, columns, numeric)
         self._columns = columns
         self._key = key
         self._numeric = numeric
-        self._moved = moved
-        self._envelope = envelope
+        self._topic = envelope == "rowcast"
+        self._open, self._close = (b'{"topic":', b"}") if self._topic else (b'{"data":[{"action":"', b"}]}")
+        schema, table = _encode(relation.schema), _encode(relation.table)
+        self._metadata = b',"metadata":{"table_schema":' + schema + b',"table_name":' + table + b',"commit_timestamp":"'
+
+    def event(
+        self, topic: str, action: str, record: bytes, changes: bytes, time: int, more: bytes = b"", moved: bytes = b""
+    ) -> bytes:
+        """An event of its parts. `more` is what else its metadata has, `moved` what follows them."""
+        addressed = (_encode(topic), b',"action":"') if self._topic else ()
+        return _join(
+            (self._open, *addressed, action.encode(), b'","record":', record, b',"changes":', changes)
+            + (self._metadata, _stamp(time), b'"', more, b"}", moved, self._close)
+        )
+
+    def known(self, raw: RawTuple, *, only_key: bool = False) -> dict[str, Any]:
+        """The columns sent of a row, for msgspec to encode one by one."""
+        sent, numeric = self._columns, self._numeric
+        row: dict[str, Any] = {}
+        for column, value in zip(self.relation.columns, raw, strict=True):
+            if (sent is None or column.name in sent) and (column.key or not only_key):
+                if value is None:
+                    row[column.name] = None
+                elif type(value) is bytes:
+                    row[column.name] = values.wire(column, value, numeric)
+        return row
+
+    def unchanged(self, change: Change) -> list[str]:
+        """The columns sent that the WAL lacks."""
+        if change.new is None or UNCHANGED not in change.new:
+            return []
+        return [name for name in change.unchanged if self._columns is None or name in self._columns]
+
+    def key_columns(self) -> Iterable[str]:
+        """What remains of a row that is too large."""
+        if self._key is not None:
+            return self._key
+        return (column.name for column in self.relation.columns if column.key)
+
+
+class ChangeBody(msgspec.Struct, gc=False, eq=False):
+    """A change, as sent to the streams of one topic.
+
+    `form` is its relation's. `moved`: the row did not go away but left this topic, so it is sent as a delete, with
+    `"moved": true` beside the action.
+    """
+
+    change: Change
+    topic: str
+    form: Form
+    moved: bool = False
 
     @property
     def size(self) -> int:
         """Estimated memory in bytes: the raw values, and the frame that they become."""
-        change = self._change
+        change = self.change
         if change.length:
             return 2 * change.length + 50 * len(change.relation.columns)
         size = 0
@@ -92,106 +145,74 @@ class ChangeBody:
         null and `metadata.truncated` true. Only the names of topic and table are sent whatever they take.
         """
         record = self._record()
-        encoded = self._event(record, self._changes())
-        return encoded if len(encoded) <= limit or record is None else self._cut(record, limit)
+        encoded = self._event(record or b"null", self._changes())
+        return encoded if len(encoded) <= limit or record is None else self._cut(limit)
 
     def row(self, limit: int) -> tuple[bytes, bool]:
         """The JSON of `record` alone, and whether it was cut: of one of over `limit` bytes only the key's columns
         remain, as far as they fit."""
-        record = self._record() or {}
-        encoded = _encode(record)
+        encoded = self._record() or b"{}"
         if len(encoded) <= limit:
             return encoded, False
         kept: dict[str, Any] = {}
-        for name in self._key_columns():
+        record = self._values()
+        for name in self.form.key_columns():
             if name in record and len(_encode(kept | {name: record[name]})) <= limit:
                 kept[name] = record[name]
         return _encode(kept), True
 
     # Values
 
-    def _record(self) -> dict[str, Any] | None:
-        change = self._change
-        if change.new is not None and not self._moved:
-            return self._row(change.new)
+    def _record(self) -> bytes | None:
+        change = self.change
+        if change.new is not None and not self.moved:
+            return self.form.rows.write(change.new)
         if change.old is None:
             return None
-        return self._row(change.old, only_key=change.old_is_key)
+        if not change.old_is_key:
+            return self.form.rows.write(change.old)
+        columns = self.form.relation.columns
+        return self.form.rows.write_known(change.old, lambda index: columns[index].key)
 
-    def _row(self, raw: RawTuple, *, only_key: bool = False) -> dict[str, Any]:
-        sent, numeric, wire = self._columns, self._numeric, values.wire
-        row: dict[str, Any] = {}
-        for column, value in zip(self._change.relation.columns, raw, strict=True):
-            name = column.name
-            if (sent is not None and name not in sent) or (only_key and not column.key):
-                continue
-            if value is None:
-                row[name] = None
-            elif type(value) is bytes:
-                row[name] = wire(column, value, numeric)
-        return row
+    def _values(self) -> dict[str, Any]:
+        change = self.change
+        if change.new is not None and not self.moved:
+            return self.form.known(change.new)
+        return {} if change.old is None else self.form.known(change.old, only_key=change.old_is_key)
 
-    def _changes(self) -> dict[str, Any] | None:
-        change = self._change
-        if change.action != "update" or change.new is None or change.old is None or change.old_is_key or self._moved:
-            return None
+    def _changes(self) -> bytes:
+        change = self.change
+        if change.old is None or change.new is None or change.action != "update" or change.old_is_key or self.moved:
+            return b"null"
         # Compared as text: NaN differs from itself, and 1.0 equals 1.00, but neither is so for the reader.
-        differs = zip(change.old, change.new, strict=True)
-        before = tuple(UNCHANGED if old == new or new is UNCHANGED else old for old, new in differs)
-        return self._row(before)
+        old, new = change.old, change.new
+        return self.form.rows.write_known(old, lambda index: new[index] is not UNCHANGED and old[index] != new[index])
 
     # The event
 
-    def _event(
-        self,
-        record: dict[str, Any] | None,
-        changes: dict[str, Any] | None = None,
-        *,
-        cut: bool = False,
-        unchanged: bool = True,
-    ) -> bytes:
-        change = self._change
-        metadata: dict[str, Any] = {
-            "table_schema": change.schema,
-            "table_name": change.table,
-            "commit_timestamp": timestamp(change.commit_time),
-        }
-        if unchanged and not self._moved and (names := self._unchanged()):
-            metadata["unchanged"] = names
+    def _event(self, record: bytes, changes: bytes = b"null", *, cut: bool = False, unchanged: bool = True) -> bytes:
+        change, form, more = self.change, self.form, b""
+        if unchanged and not self.moved and (names := form.unchanged(change)):
+            more = b',"unchanged":' + _encode(names)
         if cut:
-            metadata["truncated"] = True
-        event: dict[str, Any] = {
-            "action": "delete" if self._moved else change.action,
-            "record": record,
-            "changes": changes,
-            "metadata": metadata,
-        }
-        if self._moved:
-            event["moved"] = True
-        return _encode({"data": [event]} if self._envelope == "sequin" else {"topic": self._topic, **event})
+            more += b',"truncated":true'
+        if self.moved:
+            return form.event(self.topic, "delete", record, changes, change.commit_time, more, b',"moved":true')
+        return form.event(self.topic, change.action, record, changes, change.commit_time, more)
 
-    def _unchanged(self) -> list[str]:
-        if self._change.new is None or UNCHANGED not in self._change.new:
-            return []
-        return [name for name in self._change.unchanged if self._columns is None or name in self._columns]
-
-    def _cut(self, record: dict[str, Any], limit: int) -> bytes:
+    def _cut(self, limit: int) -> bytes:
         """The event with no more than the key's columns."""
-        whole = len(self._event({}, cut=True)) <= limit
-        room = limit - len(self._event({}, cut=True, unchanged=whole))
+        record = self._values()
+        whole = len(self._event(b"{}", cut=True)) <= limit
+        room = limit - len(self._event(b"{}", cut=True, unchanged=whole))
         kept: dict[str, Any] = {}
-        for name in self._key_columns():
+        for name in self.form.key_columns():
             if name in record:
                 needs = len(_encode({name: record[name]})) - 1  # the braces are there, a comma is not
                 if needs <= room:
                     kept[name] = record[name]
                     room -= needs
-        return self._event(kept, cut=True, unchanged=whole)
-
-    def _key_columns(self) -> Iterable[str]:
-        if self._key is not None:
-            return self._key
-        return (column.name for column in self._change.relation.columns if column.key)
+        return self._event(_encode(kept), cut=True, unchanged=whole)
 
 
 class PublishBody:

@@ -66,42 +66,29 @@ class Relation(msgspec.Struct, frozen=True):
         return f"{self.schema}.{self.table}"
 
 
-class Change:
+class Change(msgspec.Struct, gc=False, eq=False):
     """One row change (or a TRUNCATE of one table) of a committed transaction.
 
     `new` is the row after an insert or update, `old` the row before an update or delete as far as the
     replica identity gives it: None, or the key columns only (`old_is_key`, the others are None), or whole.
     `place` is the change's own; `xid` the transaction's 32-bit id; `commit_time` microseconds since the
     Unix epoch; `length` the bytes that the message took, 0 where that is not known.
+
+    There are as many of them as the ring has entries: what the garbage collector need not look at (no value of it can
+    lead back to it) costs a fifth less.
     """
 
-    __slots__ = (
-        "_old", "_row", "action", "commit_time", "length", "new", "old", "old_is_key", "place", "relation", "xid",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        action: Action,
-        relation: Relation,
-        new: RawTuple | None,
-        old: RawTuple | None,
-        old_is_key: bool = False,  # given by place: one of these is made for every change
-        place: Place = (0, 0),
-        xid: int = 0,
-        commit_time: int = 0,
-        length: int = 0,
-    ) -> None:
-        self.action = action
-        self.relation = relation
-        self.new = new
-        self.old = old
-        self.old_is_key = old_is_key
-        self.place = place
-        self.xid = xid
-        self.commit_time = commit_time
-        self.length = length
-        self._row: dict[str, Any] | None = None
-        self._old: dict[str, Any] | None = None
+    action: Action
+    relation: Relation
+    new: RawTuple | None
+    old: RawTuple | None
+    old_is_key: bool = False
+    place: Place = (0, 0)
+    xid: int = 0
+    commit_time: int = 0
+    length: int = 0
+    _row: dict[str, Any] | None = None
+    _old: dict[str, Any] | None = None
 
     @property
     def table(self) -> str:

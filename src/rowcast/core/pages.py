@@ -124,7 +124,9 @@ class RouteRows:
         """Rows that were left out since the route raised: it would not send their changes either."""
         self._route = route
         self._relation = relation
-        self._plan = Plan(relation, [], [BoundRoute(route, relation)])
+        bound = BoundRoute(route, relation)
+        self._form = bound.form
+        self._plan = Plan(relation, [], [bound])
         self._topics = {one.topic: one for one in topics}
         for one in self._topics.values():
             one.begin(route, relation)
@@ -146,7 +148,7 @@ class RouteRows:
             pages = self._topics.get(topic)
             if pages is not None:
                 change = change or Change("insert", self._relation, raw, None)
-                pages.add(ChangeBody(change, topic, columns=route.columns, key=route.key, numeric=route.numeric))
+                pages.add(ChangeBody(change, topic, self._form))
 
 
 def _frame(data: dict[str, Any]) -> bytes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from rowcast.core import values
+from rowcast.core.body import Envelope, Form
 from rowcast.core.change import UNCHANGED, Change, Column, RawTuple, Relation
 from rowcast.core.entry import RowChange
 from rowcast.core.rules import RowRule, Rule
@@ -60,14 +61,16 @@ class BoundRoute:
     """A route at one table.
 
     `addressable`: the replica identity tells all columns that decide where a change goes, so that a DELETE
-    and the row before an UPDATE can be addressed. `key` are the columns that conflation goes by, () for none.
+    and the row before an UPDATE can be addressed. `key` are the columns that conflation goes by, () for none. `form`
+    is how changes are written.
     """
 
-    __slots__ = ("addressable", "addressing", "key", "route")
+    __slots__ = ("addressable", "addressing", "form", "key", "route")
 
-    def __init__(self, route: Route, relation: Relation) -> None:
+    def __init__(self, route: Route, relation: Relation, envelope: Envelope = "rowcast") -> None:
         identity = frozenset(column.name for column in relation.columns if column.key)
         self.route = route
+        self.form = Form(relation, route.columns, route.key, route.numeric, envelope)
         self.addressing = route.addressing
         self.addressable = route.function is None and route.addressing <= identity
         self.key: tuple[str, ...] = ()

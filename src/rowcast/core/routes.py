@@ -215,7 +215,7 @@ class Router:
         value = change.new[plan.direct]
         topic = plan.topics.get(value) if type(value) is bytes else None
         if topic is not None:
-            return [self._direct(plan.routes[0].route, change, topic)]
+            return [self._direct(plan.routes[0], change, topic)]
         entries = self._route(plan, change)
         if len(entries) == 1 and type(value) is bytes:
             if len(plan.topics) >= DIRECT_TOPICS:
@@ -223,10 +223,10 @@ class Router:
             plan.topics[value] = entries[0].topic
         return entries
 
-    def _direct(self, route: Route, change: Change, topic: str) -> Entry:
+    def _direct(self, bound: BoundRoute, change: Change, topic: str) -> Entry:
         """The entry of a change of which the topic is all that there is to know."""
-        body = ChangeBody(change, topic, route.columns, route.key, route.numeric, False, self._envelope)
-        xid = change.xid if route.snapshot else 0
+        body = ChangeBody(change, topic, bound.form)
+        xid = change.xid if bound.route.snapshot else 0
         return Entry(_DATA, change.place, body, topic, xid, None, None, change.commit_time)
 
     # Binding to a table as it is now
@@ -251,7 +251,7 @@ class Router:
                 decisive = route.addressing | frozenset(route.key or ())
                 if self._check(route.origin, relation, decisive, _NOT_ROUTED):
                     self._check(route.origin, relation, route.columns or (), _NOT_SENT)
-                    routes.append(BoundRoute(route, relation))
+                    routes.append(BoundRoute(route, relation, self._envelope))
         return Plan(relation, rules, routes) if rules or routes else None
 
     def _check(self, origin: str, relation: Relation, needed: Iterable[str], consequence: tuple[str, str]) -> bool:
@@ -307,15 +307,7 @@ class Router:
                 if minor + len(addressed) > last:
                     raise ValueError(f"more than {MAX_ENTRIES} entries for one change")
                 for kind, topic, moved in addressed:
-                    data = ChangeBody(
-                        change,
-                        f"{topic}*" if kind is Kind.SWEEP else topic,
-                        columns=route.columns,
-                        key=route.key,
-                        numeric=route.numeric,
-                        moved=moved,
-                        envelope=self._envelope,
-                    )
+                    data = ChangeBody(change, f"{topic}*" if kind is Kind.SWEEP else topic, bound.form, moved)
                     key = bound.conflation_key(old if moved or new is None else new) if bound.key else None
                     entries.append(
                         Entry(

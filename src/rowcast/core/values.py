@@ -230,6 +230,10 @@ class _Form:
         for name, kind, read in types:
             self._by_name[name] = self._by_oid[kind.oid] = self._by_array[kind.array_oid] = read
 
+    def knows(self, oid: int) -> bool:
+        """Whether values of a built-in type are more than text."""
+        return oid in self._by_oid or oid in self._by_array
+
     def read(self, column: Typed, text: str) -> Any:
         """The value of a text. Raises ValueError when it is none of its type."""
         oid = column.type_oid
@@ -258,6 +262,11 @@ _WIRE = {
     "string": _Form((name, kind, kind.string or kind.read) for name, kind in _TYPES.items()),
     "number": _Form((name, kind, kind.number or kind.read) for name, kind in _TYPES.items()),
 }
+
+
+def is_text(column: Typed) -> bool:
+    """Whether the values of a column are text as Postgres writes it, in Python and in JSON."""
+    return not column.type_name and not _PYTHON.knows(column.type_oid)
 
 
 def decode(column: Typed, value: bytes) -> Any:

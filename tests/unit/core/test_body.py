@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rowcast.core.body import ChangeBody, PublishBody, timestamp
+from rowcast.core.body import ChangeBody, Form, PublishBody, timestamp
 from rowcast.core.change import UNCHANGED, Action, Change, Column, RawTuple, Relation
 
 COLUMNS = (
@@ -39,14 +39,18 @@ def change(
     return Change(action, relation, new, old, old_is_key=old_is_key, place=(1, 2), xid=3, commit_time=TIME)
 
 
+def body(what: Change, topic: str, *, moved: bool = False, **options: Any) -> ChangeBody:
+    return ChangeBody(what, topic, Form(what.relation, **options), moved)
+
+
 def event(what: Change, limit: int = PLENTY, **options: Any) -> dict[str, Any]:
-    encoded = ChangeBody(what, "finance:AAPL", **options).encode(limit)
+    encoded = body(what, "finance:AAPL", **options).encode(limit)
     made: dict[str, Any] = json.loads(encoded)
     return made
 
 
 def test_an_insert_to_the_byte() -> None:
-    assert ChangeBody(change("insert", NEW), "finance:AAPL").encode(PLENTY) == (
+    assert body(change("insert", NEW), "finance:AAPL").encode(PLENTY) == (
         b'{"topic":"finance:AAPL","action":"insert",'
         b'"record":{"id":1,"symbol":"AAPL","price":"1.00","ratio":"NaN","doc":{"a":2}},"changes":null,'
         b'"metadata":{"table_schema":"public","table_name":"trades","commit_timestamp":"2026-01-02T03:04:05.678901Z"}}'
@@ -124,9 +128,9 @@ def test_only_the_columns_of_the_route_are_sent() -> None:
 
 
 def test_numbers_as_the_route_says() -> None:
-    body = ChangeBody(change("update", NEW, OLD, relation=WHOLE), "t", numeric="number").encode(PLENTY)
-    assert b'"price":1.00,' in body
-    assert b'"changes":{"price":1.0,' in body
+    made = body(change("update", NEW, OLD, relation=WHOLE), "t", numeric="number").encode(PLENTY)
+    assert b'"price":1.00,' in made
+    assert b'"changes":{"price":1.0,' in made
 
 
 def test_the_envelope_of_sequin() -> None:
@@ -161,12 +165,12 @@ def test_what_is_too_large_keeps_of_a_large_key_what_fits() -> None:
 @pytest.mark.parametrize("key", [("id",), ("id", "price"), ("symbol",)])
 def test_the_key_is_sent_as_soon_as_it_fits(key: tuple[str, ...]) -> None:
     large: RawTuple = (b"12345", b"AAPL", b"1.00", None, b'"' + b"x" * 5000 + b'"')
-    exact = len(ChangeBody(change("insert", large), "t", key=key).encode(4000))
-    body = ChangeBody(change("insert", large), "t", key=key)
-    assert set(json.loads(body.encode(exact + 1))["record"]) == set(key)  # a comma is always reckoned with
+    exact = len(body(change("insert", large), "t", key=key).encode(4000))
+    made = body(change("insert", large), "t", key=key)
+    assert set(json.loads(made.encode(exact + 1))["record"]) == set(key)  # a comma is always reckoned with
     for limit in range(exact - 40, exact):
-        assert len(body.encode(limit)) <= max(limit, len(body.encode(0)))
-        assert set(json.loads(body.encode(limit))["record"]) < set(key)
+        assert len(made.encode(limit)) <= max(limit, len(made.encode(0)))
+        assert set(json.loads(made.encode(limit))["record"]) < set(key)
 
 
 @given(
@@ -181,8 +185,8 @@ def test_no_limit_is_exceeded(
 ) -> None:
     new = [*new[:4], None if new[4] is None else UNCHANGED]  # the last is json: not any text
     what = change("update", tuple(new), OLD if old else None, relation=WHOLE)
-    encoded = ChangeBody(what, "t", key=key, envelope=envelope).encode(limit)
-    whole = ChangeBody(what, "t", key=key, envelope=envelope).encode(PLENTY)
+    encoded = body(what, "t", key=key, envelope=envelope).encode(limit)
+    whole = body(what, "t", key=key, envelope=envelope).encode(PLENTY)
     made = json.loads(encoded)
     (made,) = made["data"] if envelope == "sequin" else (made,)
     if len(whole) <= limit:
@@ -228,19 +232,19 @@ def test_published_data_is_sent_on_one_line_and_in_utf8() -> None:
 
 
 def test_published_data_that_is_too_large() -> None:
-    body = PublishBody("t", json.dumps("x" * 500).encode(), "k" * 100)
-    assert json.loads(body.encode(500)) == {
+    made = PublishBody("t", json.dumps("x" * 500).encode(), "k" * 100)
+    assert json.loads(made.encode(500)) == {
         "topic": "t",
         "data": None,
         "key": "k" * 100,
         "metadata": {"truncated": True},
     }
-    assert json.loads(body.encode(100)) == {"topic": "t", "data": None, "metadata": {"truncated": True}}
-    assert json.loads(body.encode(0)) == {"topic": "t", "data": None, "metadata": {"truncated": True}}
+    assert json.loads(made.encode(100)) == {"topic": "t", "data": None, "metadata": {"truncated": True}}
+    assert json.loads(made.encode(0)) == {"topic": "t", "data": None, "metadata": {"truncated": True}}
 
 
 def test_size_counts_what_is_held() -> None:
-    small = ChangeBody(change("insert", (b"1", None, None, None, None)), "t").size
-    large = ChangeBody(change("insert", (b"1", b"x" * 1000, None, None, None)), "t").size
+    small = body(change("insert", (b"1", None, None, None, None)), "t").size
+    large = body(change("insert", (b"1", b"x" * 1000, None, None, None)), "t").size
     assert large - small == 2000
     assert PublishBody("t", b"x" * 1000).size - PublishBody("t", b"").size == 2000

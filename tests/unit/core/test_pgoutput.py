@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rowcast.core import values
-from rowcast.core.body import ChangeBody
+from rowcast.core.body import ChangeBody, Form
 from rowcast.core.change import UNCHANGED, Change, Column, Message, RawTuple, Relation
 from rowcast.core.pgoutput import POSTGRES_EPOCH, Begin, Commit, Decoder, Event
 from rowcast.core.position import MINOR_SPACING
@@ -359,7 +359,7 @@ def check(data: bytes) -> None:
     for change in event if isinstance(event, list) else [event]:
         if isinstance(change, Change):
             assert change.relation.oid in (1, 2)
-            ChangeBody(change, "t").encode(1 << 20)
+            ChangeBody(change, "t", Form(change.relation)).encode(1 << 20)
 
 
 @given(st.binary(max_size=200), st.sampled_from([b"", *(bytes([kind]) for kind in b"BCORYIUDTMSEcAbPKrp")]))
