@@ -414,8 +414,9 @@ class Hub:
         stream = Stream(grant, self.wire, wake, narrow=narrow, snapshot=snapshot)
         if not streams:
             self.users[grant.user] = streams
-            self.subscriptions.expect(grant.user)
-            self.joins.want(grant.user)
+            if not self.subscriptions.none:
+                self.subscriptions.expect(grant.user)
+                self.joins.want(grant.user)
         streams.append(stream)
         self.streams[stream] = None
         self._starting[stream] = cursor

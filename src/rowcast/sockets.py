@@ -63,6 +63,22 @@ def tune(sock: object) -> None:
                     setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
+def tuned(sock: object) -> bool:
+    """Whether a socket has our options already, as one has that was accepted from a listening one with them (on Linux).
+    False where that can't be seen."""
+    getsockopt = getattr(sock, "getsockopt", None)
+    if getsockopt is None:
+        return False
+    try:
+        return all(
+            bool(found := getsockopt(socket.IPPROTO_TCP, getattr(socket, name))) and found >= value
+            for name, value in _OPTIONS
+            if hasattr(socket, name)
+        )
+    except OSError:
+        return False
+
+
 def address_of(sock: socket.socket) -> str:
     """Where a socket is bound, as it stands in a URL: `127.0.0.1:8080`, `[::1]:8080`."""
     host, port = sock.getsockname()[:2]

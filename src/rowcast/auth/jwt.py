@@ -14,6 +14,8 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
 import jwt
+from jwt.algorithms import HMACAlgorithm
+from jwt.utils import base64url_encode
 from starlette.requests import HTTPConnection
 
 from rowcast.auth.jwks import Jwks
@@ -21,6 +23,7 @@ from rowcast.config import Config
 from rowcast.core.grants import Grant
 from rowcast.core.template import fits
 from rowcast.errors import AuthError, BadRequest, ConfigError, Forbidden
+from rowcast.fields import field
 from rowcast.telemetry.journal import get_logger
 
 if TYPE_CHECKING:
@@ -42,6 +45,7 @@ SHORTEST_SECRET = 32
 
 MAX_TOPICS = 1000
 CACHED_TOKENS = 10_000
+CACHED_HEADERS = 64
 REVOKED_USERS = 100_000
 
 LATEST = 1e12
@@ -73,7 +77,10 @@ class Authenticator:
         self._algorithms = self._pick_algorithms()
         if self._secret is not None:
             _check_secret(self._secret)
+        self._keys = {} if self._secret is None else {name: _prepared(self._secret, name) for name in SYMMETRIC}
         self._verified: OrderedDict[bytes, tuple[Grant, int]] = OrderedDict()
+        self._headers: OrderedDict[str, tuple[object, object]] = OrderedDict()
+        """Of tokens that were verified: the encoded header, with the algorithm and the key that it names."""
         self._revoked: OrderedDict[str, float] = OrderedDict()
 
     async def authenticate(self, request: HTTPConnection) -> Grant:
@@ -97,13 +104,17 @@ class Authenticator:
         if len(token) > MAX_TOKEN:
             raise AuthError(f"the token is longer than {MAX_TOKEN} characters")
         try:
-            header = jwt.get_unverified_header(token)
-            algorithm = header.get("alg")
+            # An issuer's tokens have few headers, so that most need not be read twice.
+            named = self._headers.get(head := token.partition(".")[0])
+            if named is None:
+                header = jwt.get_unverified_header(token)
+                named = header.get("alg"), header.get("kid")
+            algorithm, kid = named
             if not isinstance(algorithm, str) or algorithm not in self._algorithms:
                 raise jwt.InvalidAlgorithmError
             claims = jwt.decode(
                 token,
-                await self._key(algorithm, header.get("kid")),
+                await self._key(algorithm, kid),
                 algorithms=[algorithm],
                 audience=self._auth.audience,
                 issuer=self._auth.issuer,
@@ -115,6 +126,9 @@ class Authenticator:
         except (ValueError, TypeError, OverflowError, RecursionError):
             # What PyJWT lets through from JSON that nobody would write: deep nesting, Infinity as a time, …
             raise AuthError(_MALFORMED) from None
+        self._headers[head] = named
+        if len(self._headers) > CACHED_HEADERS:
+            self._headers.popitem(last=False)
         return self._grant(claims)
 
     def revoke(self, user: str, at: float) -> None:
@@ -160,12 +174,12 @@ class Authenticator:
 
     async def _key(self, algorithm: str, kid: object) -> Any:
         if algorithm in SYMMETRIC:
-            return self._secret
+            return self._keys[algorithm]
         assert self._jwks is not None
         return await self._jwks.key(kid if isinstance(kid, str) else None, algorithm)
 
     def _token(self, request: HTTPConnection) -> str:
-        scheme, _, token = request.headers.get("authorization", "").partition(" ")
+        scheme, _, token = field(request, b"authorization").partition(" ")
         if scheme:
             if scheme.lower() != "bearer" or not token.strip():
                 raise AuthError("the Authorization header must be: Bearer <token>")
@@ -213,6 +227,28 @@ class Authenticator:
         # a token that does not say when it was issued may be from any time.
         if revoked is not None and (grant.issued_at is None or grant.issued_at < revoked):
             raise AuthError("the user was disconnected after this token was issued; a new token is needed")
+
+
+class _Prepared(HMACAlgorithm):
+    """HMAC with a key that was looked at once: whether it is a public key takes longer to see than to check a token."""
+
+    def __init__(self, hash_algorithm: Any, key: bytes) -> None:
+        super().__init__(hash_algorithm)
+        self._key = super().prepare_key(key)
+
+    def prepare_key(self, key: str | bytes) -> bytes:
+        """The key."""
+        return self._key
+
+
+def _prepared(secret: str, algorithm: str) -> jwt.PyJWK:
+    """A secret as PyJWT's key for one symmetric algorithm."""
+    key = secret.encode()
+    usual = jwt.get_algorithm_by_name(algorithm)
+    assert isinstance(usual, HMACAlgorithm)
+    made = jwt.PyJWK.from_dict({"kty": "oct", "k": base64url_encode(key).decode()}, algorithm)
+    made.Algorithm = _Prepared(usual.hash_alg, key)
+    return made
 
 
 def _is_user(user: str) -> bool:

@@ -97,6 +97,8 @@ class Subscriptions:
         self._owners: dict[int, dict[Hashable, str | tuple[str, ...]]] = {i: {} for i in self._rules}
         self._recent: list[tuple[int, Place, RowChange]] = []
         self._settling: set[str] = set()
+        self.none = not rules
+        """Whether there are no rules: then every user is exact, and has no topics by them, without being expected."""
         self.has_sql = any(isinstance(rule, SqlRule) for rule in rules)
 
     # Users
@@ -118,11 +120,12 @@ class Subscriptions:
     def exact(self, user: str) -> bool:
         """Whether the user's topics are known exactly at the hub's head."""
         state = self._users.get(user)
-        return state is not None and state.exact
+        return self.none if state is None else state.exact
 
     def topics(self, user: str) -> frozenset[str]:
         """The topics that the rules give an exact user."""
-        return self._users[user].topics
+        state = self._users.get(user)
+        return frozenset() if state is None else state.topics
 
     @property
     def recent(self) -> int:

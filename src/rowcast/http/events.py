@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -27,6 +27,7 @@ from rowcast.core.grants import Grant
 from rowcast.core.position import Position, parse_position
 from rowcast.core.stream import Stream, StreamState
 from rowcast.errors import BadRequest, Unavailable
+from rowcast.fields import field
 from rowcast.http.taken import END_LIMIT, TakenWriter
 from rowcast.http.takeover import Outcome, offered
 from rowcast.hub import Busy, Hub
@@ -43,6 +44,8 @@ _HEAD = [
     (b"x-accel-buffering", b"no"),
 ]
 
+_NO_QUERY: Mapping[str, str] = {}
+
 MAX_NARROW = 1000
 """Topics that one request may narrow its stream to."""
 
@@ -58,9 +61,10 @@ class Events:
         cast: Rowcast = scope["app"].state.cast
         try:
             grant = await (self._grant or cast.authenticator.authenticate)(request)
-            cursor = _cursor(request)
-            narrow = _narrow(request)
-            snapshot = _snapshot(request)
+            query = request.query_params if scope["query_string"] else _NO_QUERY
+            cursor = _cursor(request, query)
+            narrow = _narrow(query)
+            snapshot = _snapshot(query)
             if request.method == "HEAD":
                 await send({"type": "http.response.start", "status": 200, "headers": _HEAD})
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
@@ -78,7 +82,12 @@ class Events:
         takeover = offered(scope)
         if takeover is not None and not takeover.prepare():
             takeover = None
-        await send({"type": "http.response.start", "status": 200, "headers": _HEAD})
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": _HEAD})
+        except BaseException:
+            if takeover is not None:
+                takeover.give_up()
+            raise
         if takeover is not None:
             taken = TakenWriter(hub)
             outcome = takeover.take(taken)
@@ -99,16 +108,14 @@ class Events:
 
 
 def _carry(writer: TakenWriter, connect: Callable[[Callable[[], None]], Stream], first: bytes) -> None:
-    """Open the stream of a transport that was taken over."""
-    writer.begin(first)
+    """Open the stream of a transport that was taken over. What it has to say at once goes out with the first block."""
     try:
-        writer.carry(connect(writer.wake))
+        writer.carry(connect(writer.wake), first)
     except Exception as error:
         if not isinstance(error, Unavailable):
             logger.exception("stream_failed", "a stream could not be opened")
             error = Unavailable("the stream could not be opened", what="streams")
-        writer.begin(_not_now(error))
-        writer.close()
+        writer.close(first + _not_now(error))
 
 
 class _Writer:
@@ -191,21 +198,21 @@ def _wants_status(headers: Headers) -> bool:
     return "application/json" in headers.get("accept", "") or "status" in headers.get("prefer", "")
 
 
-def _cursor(request: Request) -> Position | None:
+def _cursor(request: Request, query: Mapping[str, str]) -> Position | None:
     """The client's last position: the header that browsers send, or the query for those that can't."""
-    text = request.headers.get("last-event-id") or request.query_params.get("last_event_id")
+    text = field(request, b"last-event-id") or query.get("last_event_id")
     return parse_position(text) if text else None
 
 
-def _snapshot(request: Request) -> bool:
-    text = request.query_params.get("snapshot", "0")
+def _snapshot(query: Mapping[str, str]) -> bool:
+    text = query.get("snapshot", "0")
     if text not in ("0", "1"):
         raise BadRequest("?snapshot= is 1, for the current rows of the topics before the tail, or 0")
     return text == "1"
 
 
-def _narrow(request: Request) -> frozenset[str] | None:
-    text = request.query_params.get("topics")
+def _narrow(query: Mapping[str, str]) -> frozenset[str] | None:
+    text = query.get("topics")
     if text is None:
         return None
     topics = frozenset(topic for part in text.split(",") if (topic := part.strip()))

@@ -24,7 +24,7 @@ END_LIMIT = 5.0
 class TakenWriter(asyncio.Protocol):
     """The protocol of a taken-over transport. `connections` is where the server keeps track of its connections."""
 
-    __slots__ = ("_connections", "_full", "_hub", "_received", "_stream", "_transport")
+    __slots__ = ("_connections", "_full", "_head", "_hub", "_received", "_stream", "_transport")
 
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
@@ -32,10 +32,13 @@ class TakenWriter(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._connections: set[Any] | None = None
         self._full = False
+        self._head = b""
         self._received = 0
 
-    def take_over(self, transport: asyncio.Transport, connections: set[Any], *, full: bool) -> None:
-        """Become the protocol of a transport, which is `full` if the server's own was told so."""
+    def take_over(self, transport: asyncio.Transport, connections: set[Any], head: bytes, *, full: bool) -> None:
+        """Become the protocol of a transport, which is `full` if the server's own was told so. `head` goes out with the
+        first block."""
+        self._head = head
         self._transport = transport
         self._connections = connections
         self._full = full
@@ -45,22 +48,20 @@ class TakenWriter(asyncio.Protocol):
         # asyncio and uvloop take "at the limit" for too much, and would never be done with 0.
         transport.set_write_buffer_limits(high=0 if transport.get_extra_info("sslcontext") is None else 1, low=0)
 
-    def begin(self, first: bytes) -> None:
-        """Write a first block."""
-        if self._transport is not None:
-            self._transport.write(first)
-
-    def carry(self, stream: Stream) -> None:
-        """Write what a stream has, from now on."""
+    def carry(self, stream: Stream, first: bytes) -> None:
+        """Write a first block with what a stream has already, and what it will have, from now on."""
         self._stream = stream
+        first, self._head = self._head + first, b""
         if self._transport is None:  # the client has gone in the meantime
             self._let_go()
         else:
-            self._write()
+            self._write(first)
 
-    def close(self) -> None:
-        """Let what was written be sent, for END_LIMIT at most."""
+    def close(self, last: bytes = b"") -> None:
+        """Let what was written be sent, and a last block, for END_LIMIT at most."""
         if self._transport is not None:
+            if last := self._head + last:
+                self._transport.write(last)
             self._transport.close()
             if self._connections is not None and self in self._connections:
                 asyncio.get_running_loop().call_later(END_LIMIT, self._transport.abort)
@@ -79,14 +80,16 @@ class TakenWriter(asyncio.Protocol):
                 self._transport.abort()
             raise
 
-    def _write(self) -> None:
+    def _write(self, first: bytes = b"") -> None:
         stream, transport = self._stream, self._transport
         if stream is None or transport is None:
             return
         ended = stream.state is StreamState.ENDED
         if self._full and not ended:
+            if first:
+                transport.write(first)
             return  # `resume_writing` will have us woken
-        data = stream.take()
+        data = first + stream.take()
         if data:
             transport.write(data)
         if ended:

@@ -27,10 +27,11 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.server import ServerState
 
 from rowcast.http.heads import LimitedProtocol
 from rowcast.http.taken import TakenWriter
-from rowcast.sockets import tune
+from rowcast.sockets import tune, tuned
 from rowcast.telemetry.journal import get_logger
 
 logger = get_logger(__name__)
@@ -41,7 +42,7 @@ _NEEDED: dict[type, tuple[str, ...]] = {
     HttpToolsProtocol: ("connections", "cycle", "flow", "parser", "pipeline", "scope", "transport"),
     RequestResponseCycle: (
         "body", "chunked_encoding", "disconnected", "expected_content_length", "keep_alive", "message_event",
-        "more_body", "response_complete", "response_started", "scope", "waiting_for_100_continue",
+        "more_body", "response_complete", "response_started", "scope", "transport", "waiting_for_100_continue",
     ),
     FlowControl: ("write_paused",),
 }  # fmt: skip
@@ -80,6 +81,12 @@ def warn() -> None:
         logger.warning("takeover_unavailable", "streams are not taken over from the server, and cost more: %s", LACK)
 
 
+MAX_ADDRESSES = 64
+"""Addresses of one server of which it is remembered that their connections inherit our options."""
+
+_INHERITING: weakref.WeakKeyDictionary[ServerState, set[Any]] = weakref.WeakKeyDictionary()
+
+
 class Outcome(Enum):
     """What became of an attempt to take a transport over."""
 
@@ -90,16 +97,32 @@ class Outcome(Enum):
     """There is nobody to be sent anything."""
 
 
+class _Head:
+    """A transport while the head is sent, which then goes out with the first blocks: each write costs a system call."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self.transport = transport
+        self.held = b""
+
+    def write(self, data: bytes) -> None:
+        """Hold it back."""
+        self.held += data
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.transport, name)
+
+
 class Takeover:
     """The extension: one request's way to its transport. Bound to its own request, not to the connection's latest."""
 
-    __slots__ = ("_cycle", "_keep_alive", "_protocol")
+    __slots__ = ("_cycle", "_head", "_keep_alive", "_protocol")
 
     def __init__(self, protocol: Protocol, cycle: RequestResponseCycle) -> None:
         # Weak: the request's scope holds us, and must go when the request does.
         self._protocol = weakref.ref(protocol)
         self._cycle = weakref.ref(cycle)
         self._keep_alive = True
+        self._head: _Head | None = None
 
     def prepare(self) -> bool:
         """Before the head is sent: whether the transport may be taken after it. If so, the head will say that the
@@ -110,10 +133,34 @@ class Takeover:
         self._keep_alive = cycle.keep_alive
         cycle.keep_alive = False
         cycle.chunked_encoding = False
+        self._head = _Head(cycle.transport)
+        cycle.transport = self._head  # type: ignore[assignment]
         return True
 
+    def give_up(self) -> None:
+        """The transport will not be taken: what was sent of the head goes out."""
+        if head := self._held():
+            protocol = self._protocol()
+            if protocol is not None and not protocol.transport.is_closing():
+                protocol.transport.write(head)
+
     def take(self, writer: TakenWriter) -> Outcome:
-        """After the head: hand the transport to a writer."""
+        """After the head: hand the transport, and the head that was sent, to a writer."""
+        outcome = self._take(writer)
+        if outcome is Outcome.PLAIN:
+            self.give_up()
+        return outcome
+
+    def _held(self) -> bytes:
+        """The head, which is no longer held back."""
+        head, self._head = self._head, None
+        cycle = self._cycle()
+        if head is None or cycle is None:
+            return b""
+        cycle.transport = head.transport
+        return head.held
+
+    def _take(self, writer: TakenWriter) -> Outcome:
         protocol, cycle = self._protocol(), self._cycle()
         if protocol is None or cycle is None or cycle.disconnected:
             return Outcome.GONE
@@ -133,7 +180,7 @@ class Takeover:
         protocol.pipeline.clear()
         protocol.flow.resume_reading()  # or a client's end might go unseen
         protocol.connections.discard(protocol)
-        writer.take_over(transport, protocol.connections, full=protocol.flow.write_paused)
+        writer.take_over(transport, protocol.connections, self._held(), full=protocol.flow.write_paused)
         protocol.parser = None  # type: ignore[assignment]  # as uvicorn does at the end: it holds the protocol, and the protocol holds it
         return Outcome.TAKEN
 
@@ -147,7 +194,15 @@ class Protocol(LimitedProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A connection was accepted. Its options do not depend on whose listening socket it came from."""
         super().connection_made(transport)
-        tune(transport.get_extra_info("socket"))
+        inheriting = _INHERITING.setdefault(self.server_state, set())
+        if self.server in inheriting:
+            return
+        sock = transport.get_extra_info("socket")
+        if tuned(sock):
+            if len(inheriting) < MAX_ADDRESSES:
+                inheriting.add(self.server)
+        else:
+            tune(sock)
 
     def on_headers_complete(self) -> None:
         """A request's head was read."""
