@@ -63,6 +63,9 @@ def demo(port: int, replicas: int, log: str, browser: bool) -> None:
 @option("--postgres", envvar="ROWCAST_POSTGRES_URL", metavar="URL", help="The database.")
 @option("--log", envvar="ROWCAST_LOG_URL", metavar="URL", help="postgres: or memory:")
 @option("--workers", envvar="ROWCAST_WORKERS", default=1, type=click.IntRange(1), help="Processes.", show_default=True)
+@option("--tls-cert", envvar="ROWCAST_SERVER_TLS_CERT", metavar="FILE", help="PEM; watched for its renewal.")
+@option("--tls-key", envvar="ROWCAST_SERVER_TLS_KEY", metavar="FILE", help="PEM.  [default: in the file of --tls-cert]")
+@option("--http2/--no-http2", envvar="ROWCAST_SERVER_HTTP2", default=None, help="Speak HTTP/2 too.  [default: no]")
 @option("--access-log/--no-access-log", envvar="ROWCAST_ACCESS_LOG", default=True, help="One line per request.")
 @option(
     "--log-level",
@@ -83,6 +86,9 @@ def serve(
     postgres: str | None,
     log: str | None,
     workers: int,
+    tls_cert: str | None,
+    tls_key: str | None,
+    http2: bool | None,
     access_log: bool,
     log_level: Level | None,
     log_format: Format | None,
@@ -105,7 +111,8 @@ def serve(
     from rowcast.cast import Rowcast
     from rowcast.config import Config
 
-    overrides = {"server.host": host, "server.port": port, "postgres.url": postgres, "log.url": log}
+    overrides: dict[str, Any] = {"server.host": host, "server.port": port, "postgres.url": postgres, "log.url": log}
+    overrides |= {"server.tls_cert": tls_cert, "server.tls_key": tls_key, "server.http2": http2}
     overrides |= {"server.log_level": log_level, "server.log_format": log_format}
     application: Any
     if target is not None and server.is_reference(target):
@@ -130,6 +137,9 @@ def serve(
             port=config.server.port if port is None else port,
             trusted_proxies=config.server.trusted_proxies,
             access_log=access_log,
+            tls_cert=config.server.tls_cert if tls_cert is None else tls_cert,
+            tls_key=config.server.tls_key if tls_key is None else tls_key,
+            http2=config.server.http2 if http2 is None else http2,
             worker=worker,
             on_ready=starting.end,
         )

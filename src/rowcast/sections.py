@@ -57,6 +57,9 @@ class Server(Section):
     drain_delay: Duration = 5.0
     drain_limit: Duration = Field(default=30.0, gt=0)
     drain_rate: Count = Field(default=1000, ge=1)
+    tls_cert: str = ""
+    tls_key: str = ""
+    http2: bool = False
     log_format: Format = "text"
     log_level: Level = "info"
 

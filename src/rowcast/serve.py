@@ -34,6 +34,7 @@ from rowcast.errors import ConfigError, SetupError
 from rowcast.http import redact, takeover
 from rowcast.sections import Server as ServerSection
 from rowcast.sockets import address_of, listen
+from rowcast.tls import Certificate
 from rowcast.workers import Worker, require_shared
 
 GC_THRESHOLDS = (10_000, 10, 10)
@@ -45,6 +46,9 @@ KEEP_ALIVE = 75
 
 DRAIN_LIMIT = float(ServerSection().drain_limit)
 """Seconds that an application without a Rowcast has for its open requests."""
+
+TICKS = 10
+"""Of uvicorn's ticks, ten a second, so many pass between two looks at the certificate."""
 
 SLACK = 5.0
 """Seconds after the limit of draining at which the process ends even if something of it hangs."""
@@ -88,6 +92,9 @@ def serve(
     port: int,
     trusted_proxies: Iterable[str] = (),
     access_log: bool = True,
+    tls_cert: str = "",
+    tls_key: str = "",
+    http2: bool = False,
     worker: Worker | None = None,
     on_ready: Callable[[], None] = lambda: None,
 ) -> None:
@@ -95,7 +102,9 @@ def serve(
 
     `target`: a Rowcast, or an ASGI application, which may have one mounted. `trusted_proxies`: addresses whose
     X-Forwarded-For and -Proto are believed. Prints `rowcast listening on http://HOST:PORT` when it is ready.
-    `worker`: this process is one of several, whose supervisor prints that. `on_ready` is called just before.
+    `tls_cert`, `tls_key`: PEM files ("": no TLS); see `rowcast.tls`. `http2`: speak HTTP/2 too; see
+    `rowcast.http.http2`. `worker`: this process is one of several, whose supervisor prints that. `on_ready` is called
+    just before.
 
     Raises what the application's start raises, and `ConfigError` when the address can't be had.
     """
@@ -108,9 +117,11 @@ def serve(
             require_shared(cast.config.log_url)
     takeover.warn()
     guarded = _Lifespan(app, worker)
+    protocol, alpn = _http2() if http2 else (takeover.Protocol, ("http/1.1",))
+    certificate = _certificate(tls_cert, tls_key, alpn)
     config = uvicorn.Config(
         guarded,
-        http=takeover.Protocol,
+        http=protocol,
         ws="none",
         lifespan="on" if isinstance(app, Starlette) else "auto",
         log_config=None,
@@ -119,13 +130,32 @@ def serve(
         forwarded_allow_ips=proxies,
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE,
+        ssl_context_factory=None if certificate is None else lambda *_: certificate.context,
     )
     with contextlib.closing(listen(host, port) if worker is None else worker.listen(host, port)) as sock:
-        server = Server(config, sock, guarded, casts, worker, on_ready)
+        server = Server(config, sock, guarded, casts, worker, certificate, on_ready)
         with asyncio.Runner(loop_factory=_loop_factory()) as runner, contextlib.suppress(asyncio.CancelledError):
             runner.run(server.serve(sockets=[sock]))
         if server.failure is not None:
             raise server.failure
+
+
+def _certificate(cert: str, key: str, alpn: tuple[str, ...]) -> Certificate | None:
+    """The certificate that is configured. Raises `ConfigError`."""
+    if key and not cert:
+        raise ConfigError("[server] tls_key is set, but tls_cert is not: TLS needs both, or one file with both in it")
+    return Certificate(cert, key, alpn) if cert else None
+
+
+def _http2() -> tuple[type[asyncio.Protocol], tuple[str, ...]]:
+    """The protocol that speaks HTTP/2 too, and its names in ALPN. Raises `ConfigError` where it is not installed."""
+    try:
+        from rowcast.http import http2
+    except ImportError as error:
+        raise ConfigError(
+            f"[server] http2 needs more than is installed ({error}); run: pip install 'rowcast[http2]'"
+        ) from None
+    return http2.Protocol, http2.ALPN
 
 
 def casts_of(app: Any) -> Iterator[Rowcast]:
@@ -150,9 +180,11 @@ class Server(uvicorn.Server):
         app: _Lifespan,
         casts: tuple[Rowcast, ...],
         worker: Worker | None = None,
+        certificate: Certificate | None = None,
         on_ready: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__(config)
+        self._certificate = certificate
         self._worker = worker
         self._on_ready = on_ready
         self._sock = sock
@@ -187,10 +219,11 @@ class Server(uvicorn.Server):
             for drain in self._drains():
                 drain.port_closes = self._close_port
             self._on_ready()
+            scheme = "http" if self._certificate is None else "https"
             if self._worker is not None:
-                self._worker.listening()
+                self._worker.listening(scheme)
             else:
-                print(f"rowcast listening on http://{address_of(self._sock)}", flush=True)
+                print(f"rowcast listening on {scheme}://{address_of(self._sock)}", flush=True)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Drain, then let open requests end, then the application; all that within the limit of draining."""
@@ -224,7 +257,10 @@ class Server(uvicorn.Server):
         self._loop.call_soon_threadsafe(self._obey, sig)
 
     async def on_tick(self, counter: int) -> bool:
-        """Also end when a part of a replica failed that must not: started anew, it can work again."""
+        """Also end when a part of a replica failed that must not: started anew, it can work again. And look at files
+        that may have been renewed."""
+        if self._certificate is not None and counter % TICKS == 0:
+            self._certificate.watch()
         for cast in self._casts:
             if cast.running and cast.replica.failed is not None:
                 self.failure = cast.replica.failed
@@ -248,10 +284,14 @@ class Server(uvicorn.Server):
         return [cast.replica.drain for cast in self._casts if cast.running]
 
     def _close_port(self) -> None:
-        """Take no new connection, once no replica here waits any more for proxies to notice.
+        """Take no new connection, once no replica here waits any more for proxies to notice; and have clients of HTTP/2
+        come by another one.
 
         Drained by an API call, we are to stay, and the port with us.
         """
+        for connection in self.server_state.connections:
+            if (go_away := getattr(connection, "go_away", None)) is not None:
+                go_away()
         ending = self.should_exit or self.failure is not None
         if ending and all(drain.noticed for drain in self._drains()):
             for server in self.servers:

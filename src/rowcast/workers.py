@@ -5,8 +5,8 @@ shared socket the quicker ones would take most. They begin to listen together, w
 would get everything that waits. The supervisor serves nothing and imports nothing of the server.
 
 A worker and its supervisor talk over a socket, in lines: `journal FORMAT LEVEL`, `bound PORT HOST`, `started`,
-`listening` from the worker, `go` from the supervisor. When the supervisor is gone, even by kill -9, the socket is at
-its end, and the worker drains.
+`listening SCHEME` from the worker, `go` from the supervisor. When the supervisor is gone, even by kill -9, the socket
+is at its end, and the worker drains.
 """
 
 from __future__ import annotations
@@ -79,11 +79,11 @@ class Worker:
         if not self._told:
             await self._may.wait()
 
-    def listening(self) -> None:
-        """It listens."""
+    def listening(self, scheme: str) -> None:
+        """It listens, and speaks http or https."""
         if not self._started:
             self.tell("started")  # an application that knows of no lifespan
-        self.tell("listening")
+        self.tell(f"listening {scheme}")
 
     def listen(self, host: str, port: int) -> socket.socket:
         """A socket on the port that the workers share. Raises `ConfigError`."""
@@ -138,8 +138,8 @@ def require_shared(log_url: str) -> None:
 def supervise(count: int, arguments: Sequence[str]) -> int:
     """Run `rowcast ARGUMENTS` as `count` workers until a signal; returns the exit code.
 
-    Prints `rowcast listening on http://HOST:PORT` when all serve. When a worker ends before, its exit code is ours, and
-    it has said itself why.
+    Prints `rowcast listening on http://HOST:PORT` (or https) when all serve. When a worker ends before, its exit code
+    is ours, and it has said itself why.
     """
     directory = Path(tempfile.mkdtemp(prefix="rowcast-"))
     try:
@@ -268,7 +268,7 @@ class Supervisor:
             if len(self._listening) == self._count and not self._announced:
                 self._announced = True
                 assert self._port is not None
-                print(f"rowcast listening on http://{address_of(self._port)}", flush=True)
+                print(f"rowcast listening on {line[1]}://{address_of(self._port)}", flush=True)
 
     def _fail(self, number: int, code: int) -> None:
         """The start failed: the worker has said why, unless it was killed."""

@@ -20,6 +20,7 @@ from rowcast.addresses import Proxies
 from rowcast.errors import ConfigError, RowcastError, SetupError, Unavailable
 from rowcast.http import admin, api, channels, health, limited, redact, responses, webhooks
 from rowcast.http.events import events
+from rowcast.http.heads import GO_AWAY
 from rowcast.http.responses import on_http_exception, on_rowcast_error
 from rowcast.limits import Limiter
 from rowcast.telemetry.journal import get_logger
@@ -112,9 +113,12 @@ class Named:
             if message["type"] == "http.response.start" and self._cast.running:
                 replica = self._cast.replica
                 headers = [*message.get("headers", ()), (REPLICA_HEADER.encode(), replica.name.encode())]
-                if replica.drain.begun and scope["http_version"].startswith("1"):
+                if replica.drain.begun:
                     # Or a proxy would use it again at the very moment at which it is closed.
-                    headers.append((b"connection", b"close"))
+                    if scope["http_version"].startswith("1"):
+                        headers.append((b"connection", b"close"))
+                    elif (go_away := (scope.get("extensions") or {}).get(GO_AWAY)) is not None:
+                        go_away()
                 message = {**message, "headers": headers}
             await send(message)
 

@@ -24,6 +24,9 @@ HEAD_TIME = 10.0
 LAST_CHANCE = 1.0
 """Seconds that a new connection has to send its request when the server ends: a proxy may just have sent it."""
 
+GO_AWAY = "rowcast.go_away"
+"""An ASGI extension of requests by HTTP/2: a function to be called when no more should come by their connection."""
+
 _REFUSAL = (
     b'{"status":431,"error":"the head of the request is too large: at most %d bytes and %d fields are taken"}'
     % (MAX_HEAD, MAX_FIELDS)

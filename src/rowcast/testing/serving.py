@@ -20,17 +20,23 @@ from rowcast.sockets import address_of, listen
 
 @contextlib.asynccontextmanager
 async def serving(
-    app: ASGIApp, *, lifespan: Literal["on", "off"] = "on", takeover: bool = True, **options: Any
+    app: ASGIApp,
+    *,
+    lifespan: Literal["on", "off"] = "on",
+    takeover: bool = True,
+    http: type[asyncio.Protocol] | None = None,
+    **options: Any,
 ) -> AsyncIterator[httpx.AsyncClient]:
     """A client of the application, which listens on a free port for the time of the block.
 
     `lifespan` "off" is what an application sees that is mounted into another. `takeover` False: streams go through
-    ASGI `send`, as under a server of another make. `options` are further ones of `uvicorn.Config`.
+    ASGI `send`, as under a server of another make. `http`: another protocol than these two. `options` are further ones
+    of `uvicorn.Config`.
     Raises `SetupError` when it does not start; its log says why.
     """
     config = uvicorn.Config(
         app,
-        http=Protocol if takeover else LimitedProtocol,
+        http=http or (Protocol if takeover else LimitedProtocol),
         ws="none",
         lifespan=lifespan,
         log_config=None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
@@ -24,8 +25,8 @@ class Block(msgspec.Struct):
 class OpenStream:
     """A connection to `GET /events` (or another `path`), read in the background; an async context manager.
 
-    `url`: the service. `token`: the user's. `last_event_id` and `params` are sent as given. Unlike a client it
-    does not reconnect: a test wants to see the end.
+    `url`: the service. `token`: the user's. `last_event_id` and `params` are sent as given. `tls`: whom
+    to trust (None: whom everybody does). Unlike a client it does not reconnect: a test wants to see the end.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class OpenStream:
         last_event_id: str | None = None,
         params: dict[str, str] | None = None,
         path: str = "events",
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self.blocks: list[Block] = []
         """Every block but comments, in order."""
@@ -44,6 +46,7 @@ class OpenStream:
         self.head: httpx.Headers = httpx.Headers()
         self._url = f"{url}/{path}"
         self._params = params
+        self._verify = tls or True
         self._headers = {"authorization": f"Bearer {token}"}
         if last_event_id is not None:
             self._headers["last-event-id"] = last_event_id
@@ -92,7 +95,7 @@ class OpenStream:
         timeout = httpx.Timeout(10, read=None)
         try:
             async with (
-                httpx.AsyncClient(timeout=timeout) as client,
+                httpx.AsyncClient(timeout=timeout, verify=self._verify) as client,
                 client.stream("GET", self._url, params=self._params, headers=self._headers) as response,
             ):
                 response.raise_for_status()

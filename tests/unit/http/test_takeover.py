@@ -7,7 +7,6 @@ import contextlib
 import gc
 import socket
 import ssl
-import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from rowcast.auth.jwt import mint
 from rowcast.core.stream import Stream
 from rowcast.http import takeover
 from rowcast.http.taken import TakenWriter
+from rowcast.testing.certificates import Authority
 from rowcast.testing.serving import serving
 
 Make = Callable[..., Rowcast]
@@ -258,24 +258,11 @@ async def test_middlewares_see_the_head(make: Make, middleware: Any, takes: bool
         assert client.got.count(b"rowcast.bye") == 1
 
 
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    folder = tmp_path_factory.mktemp("tls")
-    key, file = folder / "key.pem", folder / "cert.pem"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
-         "-subj", "/CN=localhost", "-keyout", key, "-out", file],
-        check=True,
-        capture_output=True,
-    )  # fmt: skip
-    return key, file
-
-
-async def test_through_tls(make: Make, certificate: tuple[Path, Path]) -> None:
+async def test_through_tls(make: Make, tmp_path: Path) -> None:
     cast = make()
-    trusting = ssl.create_default_context()
-    trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE
-    key, file = certificate
+    authority = Authority(tmp_path)
+    trusting = authority.trust()
+    file, key = authority.issue("server")
     options = {"ssl_keyfile": str(key), "ssl_certfile": str(file)}
     async with connected(cast.asgi(), request(cast, "t"), tls=trusting, **options) as client:
         await client.until(b"rowcast.ready")
