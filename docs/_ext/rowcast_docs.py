@@ -63,13 +63,18 @@ def _relinked(text: str, origin: Path, here: Path) -> str:
     return _LINK.sub(replace, text)
 
 
-def literal_blocks(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Mark indented examples as literal text, which reStructuredText wants and a reader of the code doesn't."""
+def docstrings(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Make reStructuredText of docstrings, which are written for readers of the code.
+
+    Indented examples are marked as literal text, and lists get the blank line before them.
+    """
     made: list[str] = []
     previous = ""
     for line in lines:
         if line.startswith("    ") and not previous.strip() and not _in_literal(made):
             made += ["::", ""]
+        elif re.match(r"[-*] ", line) and previous.strip() and not re.match(r"[-*] |  ", previous):
+            made.append("")
         made.append(line)
         previous = line
     lines[:] = made
@@ -168,7 +173,7 @@ def _code(text: str) -> nodes.paragraph:
 def setup(app: Sphinx) -> dict[str, Any]:
     """What Sphinx calls."""
     app.connect("source-read", links_out)
-    app.connect("autodoc-process-docstring", literal_blocks)
+    app.connect("autodoc-process-docstring", docstrings)
     app.add_post_transform(DrawnPictures)
     app.add_directive("command-options", CommandOptions)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
