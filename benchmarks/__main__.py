@@ -14,7 +14,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks import capture, catchup, fanout, latency, log, processes, streams
+from benchmarks import capture, catchup, fanout, latency, log, processes, rolling, streams
 
 CASES: dict[str, Callable[[argparse.Namespace], list[str]]] = {
     "fanout": lambda given: fanout.fan_out(given.runs, given.seconds),
@@ -30,20 +30,30 @@ CASES: dict[str, Callable[[argparse.Namespace], list[str]]] = {
     "catchup": lambda given: catchup.run(given.runs),
     "log": lambda given: log.run(given.rows, given.runs),
     "scale": lambda given: streams.scale(given.runs, given.seconds),
+    "rolling": lambda given: rolling.run(given.runs, given.proxy, quick=given.quick),
+    "drain": lambda given: rolling.drained(given.proxy, quick=given.quick),
 }
-BY_NAME_ONLY = ("scale",)
+BY_NAME_ONLY = ("scale", "rolling", "drain")
 """Cases that take long, or much memory: they run when they are named."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="benchmarks", description=__doc__)
-    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(CASES)}; all but scale by default")
-    parser.add_argument("--runs", type=int, default=3, help="counted runs of each case; the median is told")
+    parser.add_argument(
+        "cases", nargs="*", metavar="CASE", help=f"of {', '.join(CASES)}; all but {', '.join(BY_NAME_ONLY)} by default"
+    )
+    parser.add_argument(
+        "--runs",
+        type=int,
+        default=3,
+        help="counted runs of each case; the median is told. rolling: rounds over all replicas",
+    )
     parser.add_argument("--seconds", type=float, default=4.0, help="how long events are published in each run")
     parser.add_argument("--rows", type=int, default=100_000, help="rows of the capture case")
     parser.add_argument(
         "--quick", action="store_true", help="one run of a second and 20,000 rows: does it work at all?"
     )
+    parser.add_argument("--proxy", nargs="+", choices=rolling.PROXIES, default=[*rolling.PROXIES], help="of the drills")
     parser.add_argument("--output", type=Path, help="the file to write (default: results/<date>.md)")
     given = parser.parse_args()
     if unknown := set(given.cases) - set(CASES):
@@ -77,11 +87,15 @@ def _circumstances(given: argparse.Namespace, chosen: list[str]) -> list[str]:
     ).stdout.strip()
     command = f"{' '.join(chosen)} --runs {given.runs} --seconds {given.seconds:g} --rows {given.rows}"
     where = f"{os.cpu_count()} cores, {model or platform.machine()}"
+    drills = set(chosen) <= rolling.CASES
+    how = (
+        "All processes shared the cores" if drills else "Each server ran alone on core 0, the load generator on core 1"
+    )
     text = f"""
 `python -m benchmarks {command}` at {commit or "no commit"};
 Python {platform.python_version()}, Linux {platform.release()}, {where}.
 
-Each server ran alone on core 0, the load generator on core 1. Medians; ratios are of the same run. The load average
+{how}. Medians; ratios are of the same run. The load average
 of the five minutes before was {os.getloadavg()[1]:.1f}: where that is not near 0, others used these cores as well, and
 CPU per delivery and the ratios say more than rates and latencies do.
 """

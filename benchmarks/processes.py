@@ -7,25 +7,27 @@ import os
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 BUILD = Path(__file__).parent / ".build"
 SERVER_CORE, LOAD_CORE = 0, 1
 
 
 def build() -> None:
-    """Compile the load generator and the floor, where they are older than their source."""
+    """Compile the load generators and the floor, where they are older than their source."""
     BUILD.mkdir(exist_ok=True)
     here = Path(__file__).parent
-    for source in (here / "load" / "load.c", here / "peers" / "floor.c"):
+    shared = (here / "load" / "common.h").stat().st_mtime
+    for source in (here / "load" / "load.c", here / "load" / "follow.c", here / "peers" / "floor.c"):
         target = BUILD / source.stem
-        if not target.exists() or target.stat().st_mtime < source.stat().st_mtime:
+        if not target.exists() or target.stat().st_mtime < max(source.stat().st_mtime, shared):
             subprocess.run(["cc", "-O2", "-Wall", "-Wextra", "-o", target, source], check=True)
 
 
-def pinned(core: int, command: list[str], **options: Any) -> subprocess.Popen[str]:
-    """Start a process that may use one core only."""
-    return subprocess.Popen(["taskset", "-c", str(core), *command], text=True, **options)
+def pinned(core: int | None, command: list[str], **options: Any) -> subprocess.Popen[str]:
+    """Start a process that may use one core only; None: any."""
+    where = [] if core is None else ["taskset", "-c", str(core)]
+    return subprocess.Popen([*where, *command], text=True, **options)
 
 
 def descendants(pid: int) -> list[int]:
@@ -58,23 +60,26 @@ class Load:
     `urls` are `http://HOST:PORT`, `requests` lines of `PATH TOKEN`. Raises RuntimeError when a stream was refused.
     """
 
+    program: ClassVar[str] = "load"
+
     def __init__(
         self,
         urls: list[str],
         requests: list[str],
         streams: int,
         *,
-        mark: str,
+        mark: str = "",
         in_flight: int = 256,
-        core: int = LOAD_CORE,
+        core: int | None = LOAD_CORE,
     ) -> None:
         self._file = BUILD / f"requests-{os.getpid()}-{id(self)}"
         self._file.write_text("\n".join(requests))
         targets = [word for url in urls for word in ("--target", url.removeprefix("http://"))]
         self._process = pinned(
             core,
-            [str(BUILD / "load"), *targets, "--requests", str(self._file), "--streams", str(streams)]
-            + ["--mark", mark, "--in-flight", str(in_flight)],
+            [str(BUILD / self.program), *targets, "--requests", str(self._file), "--streams", str(streams)]
+            + (["--mark", mark] if mark else [])
+            + ["--in-flight", str(in_flight)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
@@ -118,6 +123,12 @@ class Load:
             raise RuntimeError("the load generator has ended")
         answer: dict[str, Any] = json.loads(line)
         return answer
+
+
+class Follow(Load):
+    """EventSources that come back and check what they get; see load/follow.c."""
+
+    program = "follow"
 
 
 def environment(**more: str) -> Mapping[str, str]:

@@ -16,23 +16,15 @@
  *   stall N stop reading on the first N streams; "stall 0" reads on
  *   quit    (or the end of the input)
  */
-#define _GNU_SOURCE
-#include <arpa/inet.h>
-#include <errno.h>
+#include "common.h"
+
 #include <fcntl.h>
-#include <netinet/in.h>
 #include <netinet/tcp.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/epoll.h>
-#include <sys/resource.h>
 #include <sys/socket.h>
-#include <time.h>
 #include <unistd.h>
 
-enum { GROUPS = 10, STEPS = 64, BUCKETS = 64 * 40, STAMP = 19, SECONDS = 3600, BUFFER = 256 * 1024, TARGETS = 64 };
+enum { GROUPS = 10, STAMP = 19, SECONDS = 3600, BUFFER = 256 * 1024 };
 
 struct stream {
     int fd;
@@ -57,55 +49,12 @@ struct counts {
 
 static struct stream *streams;
 static struct counts counts;
-static struct sockaddr_in targets[TARGETS];
-static char **requests;
-static int wanted, request_count, target_count, in_flight = 256, sources = 1, stalled;
+static int wanted, in_flight = 256, sources = 1, stalled;
 static int next_stream, connecting, ready, refused, ended, poller;
 static const char *mark = "\r\n\r\n";
 static size_t mark_length;
 static uint64_t handshakes[BUCKETS];
 static char buffer[BUFFER + STAMP];
-
-static int64_t now_us(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (int64_t)t.tv_sec * 1000000 + t.tv_nsec / 1000;
-}
-
-static void die(const char *what) {
-    fprintf(stderr, "load: %s: %s\n", what, strerror(errno));
-    exit(1);
-}
-
-/* Histogram: values below STEPS each have a bucket, above them each power of two has STEPS / 2. */
-static int bucket_of(int64_t value) {
-    if (value < STEPS) return value < 0 ? 0 : (int)value;
-    int shift = 63 - __builtin_clzll((uint64_t)value) - 5;
-    int found = shift * (STEPS / 2) + (int)(value >> shift);
-    return found < BUCKETS ? found : BUCKETS - 1;
-}
-
-static int64_t value_of(int bucket) {
-    if (bucket < STEPS) return bucket;
-    int shift = bucket / (STEPS / 2) - 1;
-    return ((int64_t)(bucket - shift * (STEPS / 2)) << shift) + (((int64_t)1 << shift) >> 1);
-}
-
-static int64_t quantile(const uint64_t *buckets, uint64_t total, double part) {
-    uint64_t rank = (uint64_t)(part * (double)total), seen = 0;
-    if (rank >= total && total) rank = total - 1;
-    for (int i = 0; i < BUCKETS; i++) {
-        seen += buckets[i];
-        if (seen > rank) return value_of(i);
-    }
-    return 0;
-}
-
-static void print_quantiles(const uint64_t *buckets, uint64_t total, int64_t largest) {
-    printf("{\"count\":%llu,\"p50\":%lld,\"p90\":%lld,\"p99\":%lld,\"p999\":%lld,\"max\":%lld}",
-           (unsigned long long)total, (long long)quantile(buckets, total, 0.5), (long long)quantile(buckets, total, 0.9),
-           (long long)quantile(buckets, total, 0.99), (long long)quantile(buckets, total, 0.999), (long long)largest);
-}
 
 static void arrived(const char *stamp, int64_t now) {
     int64_t due = 0;
@@ -241,12 +190,6 @@ static void zero(void) {
     counts.zero = now_us();
 }
 
-static double cpu_seconds(void) {
-    struct rusage use;
-    getrusage(RUSAGE_SELF, &use);
-    return (double)use.ru_utime.tv_sec + (double)use.ru_stime.tv_sec + (double)(use.ru_utime.tv_usec + use.ru_stime.tv_usec) / 1e6;
-}
-
 static void report(void) {
     int64_t now = now_us();
     printf("{\"events\":%llu,\"bytes\":%llu,\"reads\":%llu,\"bad\":%llu,\"ended\":%d,\"cpu\":%.3f,\"seconds\":%.6f,\"spread\":%lld,\"groups\":[",
@@ -290,30 +233,6 @@ static int command(void) {
         memmove(line, end + 1, length + 1);
     }
     return 1;
-}
-
-static void add_target(char *text) {
-    char *colon = strrchr(text, ':');
-    if (!colon || target_count == TARGETS) die("--target");
-    *colon = 0;
-    targets[target_count].sin_family = AF_INET;
-    targets[target_count].sin_port = htons((uint16_t)atoi(colon + 1));
-    if (inet_pton(AF_INET, text, &targets[target_count++].sin_addr) != 1) die("--target");
-}
-
-static void read_requests(const char *path) {
-    FILE *file = fopen(path, "r");
-    char *line = NULL;
-    size_t room = 0;
-    ssize_t length;
-    if (!file) die(path);
-    while ((length = getline(&line, &room, file)) > 0) {
-        while (length && (line[length - 1] == '\n' || line[length - 1] == '\r')) line[--length] = 0;
-        requests = realloc(requests, sizeof *requests * (size_t)(request_count + 1));
-        requests[request_count++] = strdup(line);
-    }
-    fclose(file);
-    if (!request_count) die("no requests");
 }
 
 int main(int argc, char **argv) {

@@ -136,6 +136,11 @@ class Config(Section):
         return cls._checked(data, lines, origins)
 
     @classmethod
+    def variables(cls) -> frozenset[str]:
+        """The names of all environment variables that are options of the file; others are not looked at."""
+        return frozenset(name for name, _, _ in _variables(cls, ()))
+
+    @classmethod
     def from_sections(cls, sections: Mapping[str, Any]) -> Config:
         """From Python: each section a mapping, or its main value for short. Neither file nor environment.
 

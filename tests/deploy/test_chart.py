@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from rowcast.cli import cli
 from rowcast.config import Config
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -37,6 +39,7 @@ networkPolicy:
   egress: [{to: [{ipBlock: {cidr: 10.0.0.0/8}}]}]
 serviceMonitor: {enabled: true, labels: {release: prometheus}, bearer: {name: rowcast, key: api-key}}
 prometheusRule: {enabled: true, labels: {release: prometheus}}
+dashboard: {enabled: true, labels: {grafana_dashboard: "1"}, annotations: {grafana_folder: Live}}
 ingress:
   enabled: true
   host: live.example.com
@@ -52,6 +55,26 @@ podDisruptionBudget: {enabled: false}
 serviceAccount: {create: false}
 """
 
+VARIABLES = Config.variables() | {
+    variable
+    for command in cli.commands.values()
+    for parameter in command.params
+    for variable in ([parameter.envvar] if isinstance(parameter.envvar, str) else parameter.envvar or ())
+}
+"""Every environment variable that means something."""
+
+DRILLS = {
+    name
+    for file in Path(__file__).parents[1].rglob("*.py")
+    for name in re.findall(r'(?:get|number)\("(ROWCAST_\w+)"', file.read_text(encoding="utf-8"))
+}
+"""What makes a test larger."""
+
+FLAGS = {
+    name: {flag for parameter in command.params for flag in (*parameter.opts, *parameter.secondary_opts)} | {"--help"}
+    for name, command in cli.commands.items()
+}
+
 needs_helm = pytest.mark.skipif(shutil.which("helm") is None, reason="helm is not installed")
 
 
@@ -61,27 +84,49 @@ def helm(*arguments: str, values: str = "") -> subprocess.CompletedProcess[str]:
     )
 
 
-def rendered(values: str) -> dict[str, dict[str, Any]]:
+def everything(values: str) -> list[dict[str, Any]]:
     result = helm("template", "live", str(CHART), "--namespace", "apps", values=values)
     assert result.returncode == 0, result.stderr
-    return {document["kind"]: document for document in yaml.safe_load_all(result.stdout) if document}
+    return [document for document in yaml.safe_load_all(result.stdout) if document]
+
+
+def rendered(values: str) -> dict[str, dict[str, Any]]:
+    documents = everything(values)
+    kinds = {document["kind"]: document for document in documents}
+    assert len(kinds) == len(documents)
+    return kinds
 
 
 @needs_helm
 @pytest.mark.parametrize("values", ["", MINIMAL, FULL], ids=["default", "minimal", "full"])
 def test_what_the_chart_renders_is_valid(values: str) -> None:
-    documents = rendered(values)
-    assert "Deployment" in documents
+    documents = everything(values)
+    kinds = {document["kind"] for document in documents}
+    assert "Deployment" in kinds
     if values == FULL:
-        assert documents.keys() >= CUSTOM | {"HorizontalPodAutoscaler", "NetworkPolicy", "Ingress"}
-    for kind, document in documents.items():
-        if kind not in CUSTOM:
+        assert kinds >= CUSTOM | {"HorizontalPodAutoscaler", "NetworkPolicy", "Ingress"}
+    names = [(document["kind"], document["metadata"]["name"]) for document in documents]
+    assert len(set(names)) == len(names)
+    for document in documents:
+        if document["kind"] not in CUSTOM:
             kubernetes_validate.validate(document, "1.31", strict=True)
 
 
 @needs_helm
-def test_lint_has_nothing_to_say() -> None:
-    result = helm("lint", str(CHART), "--strict")
+def test_the_chart_brings_the_dashboard_as_it_is() -> None:
+    [shipped] = [
+        document for document in everything("dashboard: {enabled: true}") if "rowcast.json" in document.get("data", {})
+    ]
+    assert shipped["metadata"]["labels"]["grafana_dashboard"] == "1"
+    assert json.loads(shipped["data"]["rowcast.json"]) == json.loads(
+        (DEPLOY / "grafana" / "rowcast.json").read_text(encoding="utf-8")
+    )
+
+
+@needs_helm
+@pytest.mark.parametrize("values", ["", MINIMAL, FULL], ids=["default", "minimal", "full"])
+def test_lint_has_nothing_to_say(values: str) -> None:
+    result = helm("lint", str(CHART), "--strict", values=values)
     assert result.returncode == 0, result.stdout
     assert "WARNING" not in result.stdout
     assert "ERROR" not in result.stdout
@@ -119,7 +164,16 @@ def test_a_rollout_never_has_fewer_ready_replicas_and_time_to_drain() -> None:
 
 @needs_helm
 def test_what_the_chart_sets_are_options_that_exist(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A variable with a typing error would be ignored in silence by everything but us."""
+    """A variable with a typing error is ignored in silence."""
+    for values in ("", FULL):
+        [container] = next(
+            document["spec"]["template"]["spec"]["containers"]
+            for document in everything(values)
+            if document["kind"] == "Deployment"
+        )
+        assert {item["name"] for item in container["env"]} <= VARIABLES
+        command, *arguments = container["args"]
+        cli.commands[command].make_context(command, arguments)
     documents = rendered("")
     for item in documents["Deployment"]["spec"]["template"]["spec"]["containers"][0]["env"]:
         monkeypatch.setenv(item["name"], item.get("value", "pod-1"))
@@ -128,6 +182,33 @@ def test_what_the_chart_sets_are_options_that_exist(monkeypatch: pytest.MonkeyPa
     config = Config.load(file)
     assert config.server.host == "0.0.0.0"
     assert config.log.retention == 1800
+
+
+TEXTS = [
+    file
+    for place in (DEPLOY, DEPLOY.parent / "docs", DEPLOY.parent / "README.md")
+    for file in (place.rglob("*") if place.is_dir() else [place])
+    if file.is_file() and file.suffix not in {".png", ".json"}
+]
+"""Everything that somebody copies from."""
+
+
+@pytest.mark.parametrize("file", TEXTS, ids=lambda file: str(file.relative_to(DEPLOY.parent)))
+def test_every_variable_and_flag_that_is_written_down_exists(file: Path) -> None:
+    text = file.read_text(encoding="utf-8")
+    assert set(re.findall(r"\bROWCAST_[A-Z][A-Z_]*[A-Z]\b", text)) <= VARIABLES | DRILLS
+    commands = "|".join(cli.commands)
+    for name, rest in re.findall(rf"\browcast ({commands})\b([^`\n]*)", text):
+        flags = FLAGS[name]
+        assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", rest)) <= flags, f"rowcast {name} {rest}"
+
+
+def test_the_image_starts_what_exists() -> None:
+    lines = (DEPLOY / "Dockerfile").read_text().splitlines()
+    [program] = json.loads(next(line for line in lines if line.startswith("ENTRYPOINT")).split(maxsplit=1)[1])
+    name, *arguments = json.loads(next(line for line in lines if line.startswith('CMD ["serve')).split(maxsplit=1)[1])
+    assert program == "rowcast"
+    cli.commands[name].make_context(name, arguments)
 
 
 def test_the_example_configuration_is_valid(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,7 +85,7 @@ class Nginx(Proxy):
         user = "user root;\n" if os.geteuid() == 0 else ""
         file.write_text(
             f"{user}daemon off;\npid {self._directory}/pid;\nerror_log {self._directory}/error.log;\n"
-            "worker_rlimit_nofile 20000;\nevents { worker_connections 10000; }\n"
+            "worker_rlimit_nofile 20000;\nevents { worker_connections 19000; }\n"
             f"http {{\n access_log off;\n{paths}"
             f" upstream replicas {{\n{servers}  keepalive 32;\n }}\n"
             f" server {{\n  listen 127.0.0.1:{self.port};\n"
