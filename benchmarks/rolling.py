@@ -32,6 +32,9 @@ TOPICS = 1_000
 RATE = 1_000
 """Changes per second, one topic after another."""
 
+ROWS = 10
+"""Rows in a transaction, at least: what is due by then."""
+
 PACE = 500
 """`[server] drain_rate` of the drain case, in streams per second."""
 
@@ -130,7 +133,7 @@ def run(rounds: int, proxies: list[str], *, quick: bool) -> list[str]:
         " | p99 ms | longest gap ms: median client, p99, any | away ms p50, p99, max | most back in a second"
     )
     return [
-        f"## {replicas} replicas replaced {rounds} times, {streams:,} streams, {RATE:,} changes/s",
+        f"## {replicas} replicas replaced {rounds} times, {streams:,} streams, {RATE:,} changes/s ({ROWS} at a time)",
         "",
         *_table(
             columns, [asyncio.run(_roll(kind, replicas, streams, rounds)) for kind in map(PROXIES.__getitem__, proxies)]
@@ -146,7 +149,9 @@ async def _roll(kind: type[Proxy], replicas: int, streams: int, rounds: int) -> 
             await asyncio.sleep(3)
             for number in range(rounds):
                 began = time.monotonic()
-                await on.deployment.roll(on.routed, ended=lambda _: print(f"{time.monotonic() % 1000:.1f}", flush=True))
+                await on.deployment.roll(
+                    on.routed, ended=lambda _: print(f"{time.monotonic():.0f} s: next", flush=True)
+                )
                 print(f"({kind.__name__}, round {number + 1}: {time.monotonic() - began:.0f} s)", flush=True)
         changes, each = total(on.database)
         report = await settled(on, each)
@@ -219,10 +224,9 @@ def write(database: str) -> None:
         number, began = 0, time.monotonic()
         async with await psycopg.AsyncConnection.connect(database, autocommit=True) as connection:
             while not (stop.is_set() and number % TOPICS == 0):
-                due = began + number / RATE
-                await asyncio.sleep(max(0.0, due - time.monotonic()))
+                await asyncio.sleep(max(0.0, began + (number + ROWS) / RATE - time.monotonic()))
                 # All that is due by now, but no more than the round.
-                until = min(int((time.monotonic() - began) * RATE) + 1, number - number % TOPICS + TOPICS)
+                until = min(int((time.monotonic() - began) * RATE), number - number % TOPICS + TOPICS)
                 rows = [
                     (f"t{n % TOPICS}", f"@{round((began + n / RATE) * 1e6):016d}{n // TOPICS + 1:08d}@")
                     for n in range(number, until)

@@ -5,9 +5,10 @@
 2. *Readiness first, drain after*: for `delay` seconds everything else goes on as before, while proxies find out that
    this replica is not ready. Who closed the port first would make them say 502, after which a browser's EventSource
    never comes back (WHATWG HTML, section 9.2.3).
-3. The port is closed, where it is ours to close, and the streams are ended, `rate` of them per second, each with
-   `rowcast.bye` and a `retry:` of its own: the others take them over without a stampede, each from the last id that
-   its client has seen.
+3. The port is closed, where it is ours to close, and the streams are ended, a little fewer than `rate` of them per
+   second, each with `rowcast.bye` and a `retry:` of its own: the others take them over without a stampede, each from
+   the last id that its client has seen. The pauses are spread evenly, so that those who come back stay below `rate`
+   in every second, too (drawn one by one they do not: 530 in the fullest second of 500).
 4. After `limit` seconds, counted from the beginning, whatever is left is cut.
 
 `rowcast serve` does this by its own handling of signals. Under another server (uvicorn, granian) `rowcast.signals`
@@ -34,7 +35,10 @@ RECENT = 60.0
 """Seconds after the last request of any kind during which somebody may be sending more, and so must be told first."""
 
 GROUP_PAUSE = 0.05
-"""Seconds between two groups of streams."""
+"""Seconds between two groups of streams, about."""
+
+MARGIN = 0.95
+"""The part of the rate at which streams are ended."""
 
 COME_BACK = (0.1, 2.1)
 """Seconds after which an ended stream's client comes back."""
@@ -67,6 +71,7 @@ class Drain:
         self.loop = asyncio.get_running_loop()
         self._hurry = asyncio.Event()
         self._running: asyncio.Task[None] | None = None
+        self._pauses = jitter.Even(*COME_BACK)
         self._noticed_at = 0.0
         self._noticed = False
         self.deadline = math.inf
@@ -125,11 +130,16 @@ class Drain:
         while self._hub.streams:
             left = self.deadline - self.loop.time()
             # In time for the limit, even if the pace must be forced for it.
-            groups = max(1.0, (left - self._limit / 10) / GROUP_PAUSE)
-            self._end(math.ceil(max(self._rate * GROUP_PAUSE, self._hub.streams_count / groups)))
+            forced = self._hub.streams_count / max(1.0, (left - self._limit / 10) / GROUP_PAUSE)
+            if forced > self._rate * MARGIN * GROUP_PAUSE:
+                count, pause = math.ceil(forced), GROUP_PAUSE
+            else:
+                count = max(1, round(self._rate * GROUP_PAUSE))
+                pause = count / (self._rate * MARGIN)
+            self._end(count)
             if self._hub.streams:
-                await asyncio.sleep(GROUP_PAUSE)
+                await asyncio.sleep(pause)
 
     def _end(self, count: int) -> None:
         for stream in list(itertools.islice(self._hub.streams, count)):
-            self._hub.end(stream, "draining", retry=jitter.retry(*COME_BACK))
+            self._hub.end(stream, "draining", retry=self._pauses.retry())

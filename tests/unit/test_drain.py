@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import bisect
 import math
 from typing import Any
 
@@ -11,8 +12,9 @@ import pytest
 from rowcast.core.entry import Batch
 from rowcast.core.grants import Grant
 from rowcast.core.stream import Stream, StreamState
-from rowcast.drain import COME_BACK, Drain
+from rowcast.drain import COME_BACK, GROUP_PAUSE, MARGIN, Drain
 from rowcast.hub import Busy, Hub
+from rowcast.jitter import Even
 from rowcast.testing.stream import parse_block
 
 
@@ -109,6 +111,27 @@ async def test_streams_are_ended_in_groups_at_the_rate() -> None:
             counts.append(hub.streams_count)
     assert counts == [100, 80, 60, 40, 20, 0]
     assert loop.time() - begun >= 0.19  # five groups have four pauses between them
+
+
+async def test_a_slow_pace_is_kept_too() -> None:
+    hub = hub_with(3)
+    drain = drain_of(hub, rate=10)
+    loop = asyncio.get_running_loop()
+    begun = loop.time()
+    async with asyncio.timeout(30):
+        await drain.begin()
+    assert loop.time() - begun >= 0.2  # three groups of one, two pauses
+
+
+@pytest.mark.parametrize("rate", [100, 500, 1000])
+def test_those_who_come_back_stay_below_the_pace_in_every_second(rate: int) -> None:
+    """Whatever is drawn: groups as `Drain` makes them, their clients after the pause that each is told."""
+    group = max(1, round(rate * GROUP_PAUSE))
+    pause = group / (rate * MARGIN)
+    pauses = Even(*COME_BACK)
+    back = sorted((number // group) * pause + pauses.retry() / 1000 for number in range(5 * rate))
+    fullest = max(bisect.bisect_left(back, moment + 1.0) - index for index, moment in enumerate(back))
+    assert fullest <= rate
 
 
 async def test_the_pace_is_forced_when_the_limit_is_near() -> None:
