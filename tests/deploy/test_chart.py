@@ -200,7 +200,7 @@ def test_every_variable_and_flag_that_is_written_down_exists(file: Path) -> None
     commands = "|".join(cli.commands)
     for name, rest in re.findall(rf"\browcast ({commands})\b([^`\n]*)", text):
         flags = FLAGS[name]
-        assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", rest)) <= flags, f"rowcast {name} {rest}"
+        assert set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", rest)) <= flags, f"rowcast {name} {rest}"
 
 
 def test_the_image_starts_what_exists() -> None:
