@@ -1,30 +1,43 @@
-"""Latency: from COMMIT to the client of a stream, against a `pg_recvlogical` that writes to a pipe.
+"""Latency: from COMMIT to the bytes at a client, 1,000 commits a second, against what Postgres itself offers.
 
-Both read at the same time; each row carries the clock of its writer. One commit at a time, so this is the
-latency of an idle system.
+The readers are measured one after the other, each alone on a core: a `pg_recvlogical` that writes to a pipe (the floor),
+a connection that LISTENs while a trigger NOTIFYs, and `rowcast serve` with a stream, its log on Postgres and on Valkey.
+The writer (a process of its own, one commit at a time, at its due moments), Postgres and who reads the bytes share the
+other core. Each row has the clock of its statement's execution in it, which is what the latency counts from; writer
+and readers have the same clock.
 """
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
+import os
 import re
+import select
+import socket
 import statistics
 import subprocess
-import threading
+import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
-import httpx
 import psycopg
 
+from benchmarks import processes
 from rowcast.auth.jwt import mint
 from rowcast.config import Config
 from rowcast.testing.postgres import PostgresServer
 from rowcast.testing.server import RowcastServer
+from rowcast.testing.valkey import ValkeyServer
 
 SECRET = "0123456789abcdef0123456789abcdef"
 CONFIG = """
 [postgres]
 url = "{url}"
+slot = "{slot}"
+[log]
+url = "{log}"
 [auth]
 secret = "{secret}"
 [[route]]
@@ -32,80 +45,163 @@ table = "ticks"
 topic = "t"
 deletes = false
 """
+TABLES = """
+CREATE TABLE ticks (id bigserial PRIMARY KEY, stamp text);
+CREATE TABLE told (id bigserial PRIMARY KEY, stamp text);
+CREATE FUNCTION tell() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN PERFORM pg_notify('t', NEW.stamp); RETURN NULL; END $$;
+CREATE TRIGGER tell AFTER INSERT ON told FOR EACH ROW EXECUTE FUNCTION tell();
+"""
+INSERT = "INSERT INTO {} (stamp) VALUES ('@' || (extract(epoch FROM clock_timestamp()) * 1000000)::bigint || '@')"
 STAMP = re.compile(rb"@(\d+)@")
-COUNT = 2000
+RATE = 1000
+WARM = 500
+"""Commits before those that count."""
+
+FLOOR, NOTIFY = "pg_recvlogical, to a pipe", "LISTEN/NOTIFY, by a trigger"
+OURS, REDIS = "rowcast serve, postgres: log", "rowcast serve, redis: log"
 
 
-def run(rows: int, runs: int) -> list[str]:
+def run(seconds: float, runs: int) -> list[str]:
     """The table of this case."""
-    floors: list[float] = []
-    ours: list[float] = []
-    ratios: list[float] = []
-    for number in range(runs + 1):
-        floor, stream = asyncio.run(_measure())
-        if number:
-            floors.extend(floor)
-            ours.extend(stream)
-            ratios.append(statistics.median(stream) / statistics.median(floor))
-    lines = [f"## COMMIT to the client, {COUNT} commits one by one, {runs} runs", ""]
-    lines += ["| reader | p50 ms | p99 ms | p50 × floor |", "|---|---|---|---|"]
-    for name, figures, ratio in (
-        ("pg_recvlogical, to a pipe", floors, 1.0),
-        ("rowcast serve, to an HTTP client", ours, statistics.median(ratios)),
-    ):
-        cuts = statistics.quantiles(figures, n=100)
-        lines.append(f"| {name} | {cuts[49]:.2f} | {cuts[98]:.2f} | {ratio:.2f} |")
+    count = round(RATE * seconds)
+    p50: dict[str, list[float]] = {}
+    p99: dict[str, list[float]] = {}
+    for _ in range(runs):
+        for name, latencies in measure(count).items():
+            cuts = statistics.quantiles(latencies, n=100)
+            p50.setdefault(name, []).append(cuts[49])
+            p99.setdefault(name, []).append(cuts[98])
+    lines = [f"## COMMIT to the client, {RATE:,} commits a second, {count:,} commits, {runs} runs", ""]
+    lines += ["| reader | p50 ms | p99 ms | p50 × floor | p99 × floor |", "|---|---|---|---|---|"]
+    for name in p50:
+        cells = [f"{statistics.median(p50[name]):.2f}", f"{statistics.median(p99[name]):.2f}"]
+        for figures in (p50, p99):
+            ratios = [ours / floor for ours, floor in zip(figures[name], figures[FLOOR], strict=True)]
+            cells.append(f"{statistics.median(ratios):.2f}")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines
 
 
-async def _measure() -> tuple[list[float], list[float]]:
-    with PostgresServer() as server, psycopg.connect(server.url(), autocommit=True) as admin:
-        admin.execute("CREATE TABLE ticks (id bigserial PRIMARY KEY, stamp text)")
-        with RowcastServer(CONFIG.format(url=server.url(), secret=SECRET)) as replica:
-            admin.execute("SELECT pg_create_logical_replication_slot('floor', 'pgoutput')")
-            floor: list[float] = []
-            reader = subprocess.Popen(
-                [str(server.program("pg_recvlogical")), "-d", server.url(), "-S", "floor", "--start", "-f", "-"]
-                + ["-o", "proto_version=2", "-o", "publication_names=rowcast", "--fsync-interval=0"],
-                stdout=subprocess.PIPE,
-            )
-            thread = threading.Thread(target=_read_floor, args=(reader, floor))
-            thread.start()
-            try:
-                stream = await _read_stream(replica.url, server.url())
-            finally:
-                reader.terminate()
-                thread.join()
-        return floor, stream
+def measure(count: int, names: tuple[str, ...] = (FLOOR, NOTIFY, OURS, REDIS)) -> dict[str, list[float]]:
+    """Milliseconds of each commit, by reader."""
+    everywhere = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {processes.LOAD_CORE})
+    try:
+        with PostgresServer() as server, ValkeyServer() as valkey, psycopg.connect(server.url()) as admin:
+            admin.autocommit = True
+            admin.execute(TABLES)
+            admin.execute("CREATE PUBLICATION rowcast FOR TABLE ticks")
+            found = {}
+            for name in names:
+                if name == FLOOR:
+                    with _recvlogical(server, admin) as reader:
+                        found[name] = _latencies(reader, server.url(), "ticks", count)
+                elif name == NOTIFY:
+                    with _listening(server) as reader:
+                        found[name] = _latencies(reader, server.url(), "told", count)
+                else:
+                    log, slot = (valkey.url, "rowcast_redis") if name == REDIS else ("postgres:", "rowcast")
+                    with _stream(CONFIG.format(url=server.url(), slot=slot, log=log, secret=SECRET)) as reader:
+                        found[name] = _latencies(reader, server.url(), "ticks", count)
+            return found
+    finally:
+        os.sched_setaffinity(0, everywhere)
 
 
-def _read_floor(reader: subprocess.Popen[bytes], latencies: list[float]) -> None:
-    assert reader.stdout is not None
-    while chunk := reader.stdout.read1():  # type: ignore[attr-defined]  # a BufferedReader
-        now = time.time_ns()
-        latencies.extend((now - int(stamp)) / 1e6 for stamp in STAMP.findall(chunk))
+class _Reader:
+    """What a reader is to this case: something to wait for, and something that then gives bytes."""
+
+    def __init__(self, descriptor: int, read: Callable[[], bytes]) -> None:
+        self.descriptor = descriptor
+        self.read = read
 
 
-async def _read_stream(url: str, database: str) -> list[float]:
+def _latencies(reader: _Reader, url: str, table: str, count: int) -> list[float]:
+    """Write, and read until everything is here. Raises RuntimeError when nothing came for 20 s."""
+    writer = subprocess.Popen([sys.executable, "-m", __name__, url, table, str(count + WARM)], env=os.environ)
     latencies: list[float] = []
-    token = mint(Config.from_sections({"auth": SECRET}), "ann", topics=["t"])
-    headers = {"authorization": f"Bearer {token}"}
-    async with httpx.AsyncClient(timeout=None) as client:
-        async with client.stream("GET", f"{url}/events", headers=headers) as response:
-            chunks = response.aiter_raw()
-            while b"rowcast.ready" not in await anext(chunks):
-                pass
-            writing = asyncio.get_running_loop().run_in_executor(None, _write, database)
-            while len(latencies) < COUNT:
-                chunk = await anext(chunks)
-                now = time.time_ns()
-                latencies.extend((now - int(stamp)) / 1e6 for stamp in STAMP.findall(chunk))
-            await writing
-    return latencies
+    rest = b""
+    try:
+        while len(latencies) < count + WARM:
+            if not select.select([reader.descriptor], [], [], 20)[0]:
+                raise RuntimeError(f"{len(latencies)} of {count + WARM} commits came")
+            data = rest + reader.read()
+            now = time.time_ns() / 1e6
+            at = 0
+            for match in STAMP.finditer(data):
+                latencies.append(now - int(match[1]) / 1e3)
+                at = match.end()
+            rest = data[at:][-40:]
+    finally:
+        writer.terminate()
+        writer.wait(30)
+    return latencies[WARM:]
 
 
-def _write(database: str) -> None:
-    with psycopg.connect(database, autocommit=True) as connection:
-        for _ in range(COUNT):
-            connection.execute("INSERT INTO ticks (stamp) VALUES (%s)", [f"@{time.time_ns()}@"])
-            time.sleep(0.0005)  # one at a time: the case is an idle system's latency
+@contextmanager
+def _recvlogical(server: PostgresServer, admin: psycopg.Connection[Any]) -> Iterator[_Reader]:
+    admin.execute("SELECT pg_create_logical_replication_slot('floor', 'pgoutput')")
+    process = processes.pinned(
+        processes.SERVER_CORE,
+        [str(server.program("pg_recvlogical")), "-d", server.url(), "-S", "floor", "--start", "-f", "-"]
+        + ["-o", "proto_version=2", "-o", "publication_names=rowcast", "--fsync-interval=0"],
+        stdout=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    pipe = process.stdout.fileno()
+    try:
+        yield _Reader(pipe, lambda: os.read(pipe, 1 << 16))
+    finally:
+        process.terminate()
+        process.wait(30)
+        process.stdout.close()
+    while admin.execute("SELECT 1 FROM pg_replication_slots WHERE active").fetchone():
+        time.sleep(0.02)
+    admin.execute("SELECT pg_drop_replication_slot('floor')")
+
+
+@contextmanager
+def _listening(server: PostgresServer) -> Iterator[_Reader]:
+    with psycopg.connect(server.url(), autocommit=True) as connection:
+        connection.execute("LISTEN t")
+        pg = connection.pgconn
+
+        def read() -> bytes:
+            pg.consume_input()
+            found = []
+            while notification := pg.notifies():
+                found.append(notification.extra)
+            return b"".join(found)
+
+        yield _Reader(pg.socket, read)
+
+
+@contextmanager
+def _stream(config: str) -> Iterator[_Reader]:
+    with RowcastServer(config) as replica:
+        for task in os.listdir(f"/proc/{replica.pid}/task"):
+            os.sched_setaffinity(int(task), {processes.SERVER_CORE})
+        token = mint(Config.from_sections({"auth": SECRET}), "ann", topics=["t"])
+        host, _, port = replica.url.removeprefix("http://").rpartition(":")
+        with contextlib.closing(socket.create_connection((host, int(port)), timeout=20)) as sock:
+            sock.sendall(f"GET /events HTTP/1.1\r\nHost: bench\r\nAuthorization: Bearer {token}\r\n\r\n".encode())
+            head = b""
+            while b"rowcast.ready" not in head or not head.endswith(b"\n\n"):
+                head += sock.recv(1 << 16)
+            yield _Reader(sock.fileno(), lambda: sock.recv(1 << 16))
+
+
+def write(url: str, table: str, count: int) -> None:
+    """The writer: one commit at each due moment, or as soon after it as the one before is done."""
+    with psycopg.connect(url, autocommit=True) as connection:
+        statement = INSERT.format(table).encode()
+        begin = time.perf_counter()
+        for number in range(count):
+            while (left := begin + number / RATE - time.perf_counter()) > 0:
+                time.sleep(left)
+            connection.execute(statement)
+
+
+if __name__ == "__main__":
+    write(sys.argv[1], sys.argv[2], int(sys.argv[3]))

@@ -21,6 +21,7 @@ from rowcast.core.grants import Grant
 from rowcast.core.position import Place, Position
 from rowcast.core.ring import Ring
 from rowcast.core.rules import RowRule, SqlRule
+from rowcast.core.run import Packed, Run
 from rowcast.core.stream import Stream, StreamState, Wire
 from rowcast.core.subscriptions import Load, Subscriptions, TopicChange
 from rowcast.core.topics import TopicIndex
@@ -199,15 +200,37 @@ class Hub:
         self._now = time.time()
         if batch.reset is not None:
             self._restart(batch, batch.reset)
-        for entry in batch.entries:
-            self.handle_entry(entry)
-        self.snapshots.note(batch.entries)
+        entries = batch.entries
+        for part in entries.parts if isinstance(entries, Packed) else (entries,):
+            if isinstance(part, Run):
+                self._handle_run(part)
+            else:
+                for entry in part:
+                    self.handle_entry(entry)
+        self.snapshots.note(entries)
         self.wire.head = max(self.wire.head, batch.head)
         if self.absent is not None:
             self.absent.settle(self.wire.head)
         self.settle()
         self.joins.mind(self.subscriptions.recent)
         self._moved.set()
+
+    def _handle_run(self, run: Run) -> None:
+        """Dispatch a run. Of entries that nobody here listens to no object is made, and nothing is called."""
+        if self.absent is not None or self.wire.mark:
+            for entry in run:
+                self.handle_entry(entry)
+            return
+        self.entries["data"] += len(run)
+        seq = self.ring.extend(run)
+        if not self._index.has_any(run.topics):
+            return
+        for number, topic in enumerate(run.topics):
+            if streams := self._index.get(topic):
+                entry = self.ring.entry(seq + number) if seq + number >= self.ring.first else run.entry(number)
+                if self.cache is not None:
+                    self.cache.hold(streams)
+                self._push(streams, entry)
 
     def handle_entry(self, entry: Entry) -> None:
         """Dispatch one entry: to the streams of its topic, to the subscriptions, or as a command."""

@@ -20,6 +20,7 @@ from rowcast import jitter
 from rowcast.core.entry import Entry, Kind
 from rowcast.core.fill import Fill, Read
 from rowcast.core.position import Place
+from rowcast.core.run import Packed, Run
 from rowcast.core.snapshot import Snapshot
 from rowcast.core.stream import Stream
 from rowcast.errors import Unavailable
@@ -92,11 +93,17 @@ class Snapshots:
         if self._reader is None:
             return
         unsettled, last = self._unsettled, 0
-        for entry in entries:
-            xid = entry.xid
-            if xid != last and xid and (entry.kind is Kind.DATA or entry.kind is Kind.SWEEP):
-                unsettled.setdefault(xid, entry.place)
-                last = xid
+        for part in entries.parts if isinstance(entries, Packed) else (entries,):
+            if isinstance(part, Run):
+                for xid in dict.fromkeys(part.xids):
+                    if xid:
+                        unsettled.setdefault(xid, part.place(part.xids.index(xid)))
+                continue
+            for entry in part:
+                xid = entry.xid
+                if xid != last and xid and (entry.kind is Kind.DATA or entry.kind is Kind.SWEEP):
+                    unsettled.setdefault(xid, entry.place)
+                    last = xid
         if len(unsettled) > self._prune_at:
             self._prune_at = 2 * len(unsettled)
             self._work.set()

@@ -15,7 +15,7 @@ import msgspec
 
 from rowcast.core import values
 from rowcast.core.change import UNCHANGED, Change, RawTuple, Relation
-from rowcast.core.codec import EncodedBody
+from rowcast.core.run import EncodedBody
 from rowcast.core.writer import RowWriter
 
 Envelope = Literal["rowcast", "sequin"]

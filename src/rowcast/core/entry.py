@@ -14,6 +14,7 @@ entries of that very change.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import IntEnum
 from typing import Any, Literal, Protocol
 
@@ -147,7 +148,7 @@ class Batch:
 
     __slots__ = ("entries", "epoch", "head", "reset")
 
-    def __init__(self, epoch: str, entries: list[Entry], head: Place = ORIGIN, *, reset: str | None = None) -> None:
+    def __init__(self, epoch: str, entries: Sequence[Entry], head: Place = ORIGIN, *, reset: str | None = None) -> None:
         self.epoch = epoch
         self.entries = entries
         self.head = head

@@ -19,6 +19,7 @@ from collections.abc import Container, Iterable, Iterator
 
 from rowcast.core.entry import Entry, Kind
 from rowcast.core.position import ORIGIN, Place
+from rowcast.core.run import Run
 
 _NONE = -1
 _SWEEPS = "\0"
@@ -45,7 +46,9 @@ class Ring:
         self._newest: dict[tuple[str, str], int] = {}
         """Of the entries with a key: (topic, key) → the newest one's sequence number."""
         self._mask = 1023
-        self._entries: list[Entry | None] = [None] * 1024
+        self._entries: list[Entry | Run | None] = [None] * 1024
+        """What has the entry of a slot: the entry, or a run, in which `_within` says where."""
+        self._within = array("i", [0]) * 1024
         self._previous = array("q", [_NONE]) * 1024
         self._next = array("q", [_NONE]) * 1024
 
@@ -79,8 +82,53 @@ class Ring:
             self._newest[topic, entry.key] = seq
         self.end = seq + 1
         self.bytes += entry.size
-        while self.bytes > self.max_bytes or (self.max_entries is not None and len(self) > self.max_entries):
-            self._evict()
+        self._bound()
+
+    def extend(self, run: Run) -> int:
+        """Add the entries of a run, and evict the oldest ones that are over the bounds. Returns the sequence number of
+        the first one, though it may be evicted already."""
+        count = len(run)
+        while self.end - self.first + count - 1 > self._mask:
+            self._grow()
+        seq = start = self.end
+        mask, last, previous, following = self._mask, self._last, self._previous, self._next
+        before_of = last.get
+        for topic in run.topics:
+            # Once per entry of a log that hundreds of thousands come from in a second: no call of ours here.
+            slot = seq & mask
+            before = before_of(topic, _NONE)
+            previous[slot] = before
+            following[slot] = _NONE
+            if before != _NONE:
+                following[before & mask] = seq
+            last[topic] = seq
+            seq += 1
+        if run.keys is not None:
+            for number, key in enumerate(run.keys, start):
+                if key is not None:
+                    self._newest[run.topics[number - start], key] = number
+        within = 0
+        while within < count:
+            slot = (start + within) & mask
+            fits = min(count - within, mask + 1 - slot)
+            self._entries[slot : slot + fits] = [run] * fits
+            self._within[slot : slot + fits] = array("i", range(within, within + fits))
+            within += fits
+        self.end = seq
+        self.bytes += count * run.each
+        self._bound()
+        return start
+
+    def entry(self, seq: int) -> Entry:
+        """The entry with a sequence number that is held; it is made of its run once."""
+        slot = seq & self._mask
+        held = self._entries[slot]
+        if isinstance(held, Run):
+            self.bytes -= held.each
+            held = self._entries[slot] = held.entry(self._within[slot])
+            self.bytes += held.size
+        assert held is not None
+        return held
 
     def walk(
         self, after: Place, topics: Iterable[str], upto: Place | None = None, whole: Container[str] = ()
@@ -108,38 +156,60 @@ class Ring:
         low, high = self.first, self.end
         while low < high:
             middle = (low + high) // 2
-            entry = self._entries[middle & self._mask]
-            assert entry is not None
-            if entry.place <= place:
+            if self._place(middle & self._mask) <= place:
                 low = middle + 1
             else:
                 high = middle
         return low
 
-    def _evict(self) -> None:
-        slot = self.first & self._mask
-        entry = self._entries[slot]
-        assert entry is not None
-        topic = _SWEEPS if entry.kind is Kind.SWEEP else entry.topic
-        if self._last.get(topic) == self.first:
-            del self._last[topic]
-        if entry.key is not None and self._newest.get((topic, entry.key)) == self.first:
-            del self._newest[topic, entry.key]
-        self._entries[slot] = None
-        self.floor = entry.place
-        self.bytes -= entry.size
-        self.first += 1
+    def _place(self, slot: int) -> Place:
+        held = self._entries[slot]
+        assert held is not None
+        return held.place(self._within[slot]) if isinstance(held, Run) else held.place
+
+    def _bound(self) -> None:
+        """Evict the oldest entries, as long as there are too many."""
+        most = self.end if self.max_entries is None else self.max_entries
+        if self.bytes <= self.max_bytes and self.end - self.first <= most:
+            return
+        entries, last, newest, mask = self._entries, self._last, self._newest, self._mask
+        first, size, slot = self.first, self.bytes, 0
+        while first < self.end and (size > self.max_bytes or self.end - first > most):
+            slot = first & mask
+            held = entries[slot]
+            if type(held) is Run:
+                within = self._within[slot]
+                topic = held.topics[within]
+                key = None if held.keys is None else held.keys[within]
+                size -= held.each
+                self.floor = (held.majors[within], held.minors[within])
+            else:
+                assert type(held) is Entry
+                topic = _SWEEPS if held.kind is Kind.SWEEP else held.topic
+                key = held.key
+                size -= held.size
+                self.floor = held.place
+            if last.get(topic) == first:
+                del last[topic]
+            if key is not None and newest.get((topic, key)) == first:
+                del newest[topic, key]
+            entries[slot] = None
+            first += 1
+        self.first, self.bytes = first, size
 
     def _grow(self) -> None:
         mask = self._mask * 2 + 1
-        entries: list[Entry | None] = [None] * (mask + 1)
+        entries: list[Entry | Run | None] = [None] * (mask + 1)
+        within = array("i", [0]) * (mask + 1)
         previous = array("q", [_NONE]) * (mask + 1)
         following = array("q", [_NONE]) * (mask + 1)
         for seq in range(self.first, self.end):
             entries[seq & mask] = self._entries[seq & self._mask]
+            within[seq & mask] = self._within[seq & self._mask]
             previous[seq & mask] = self._previous[seq & self._mask]
             following[seq & mask] = self._next[seq & self._mask]
-        self._mask, self._entries, self._previous, self._next = mask, entries, previous, following
+        self._mask, self._entries, self._within = mask, entries, within
+        self._previous, self._next = previous, following
 
 
 class Walk:
@@ -182,8 +252,7 @@ class Walk:
         ring, heap = self._ring, self._heap
         while heap:
             seq = heap[0]
-            entry = ring._entries[seq & ring._mask]
-            assert entry is not None, "check lost before walking on"
+            entry = ring.entry(seq)  # check `lost` before walking on
             following = ring._next[seq & ring._mask]
             if following == _NONE or following >= self.end:
                 heapq.heappop(heap)

@@ -6,7 +6,7 @@ itself, then a list up to 16, then a dict: for a million memberships 28 MB, wher
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Generic, TypeVar
 
 _LIST_LIMIT = 16
@@ -34,6 +34,10 @@ class TopicIndex(Generic[S]):
         if isinstance(found, (list, dict)):
             return found
         return (found,)
+
+    def has_any(self, topics: Iterable[str]) -> bool:
+        """Whether any of some topics has a stream."""
+        return not self._topics.keys().isdisjoint(topics)
 
     def matching(self, prefix: str) -> Iterator[S]:
         """The streams that have any topic with the prefix, each once. Costs by the number of topics."""

@@ -11,7 +11,7 @@ import secrets
 import time
 from bisect import bisect_right
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 
 from rowcast.core.entry import Batch, Entry, Kind
 from rowcast.core.position import ORIGIN, Place, Position
@@ -191,7 +191,7 @@ class MemoryLog:
                 self._queue.append(Batch(self._epoch, [], batch.head, reset=reason))
         self._begun = True
 
-    def _add(self, entries: list[Entry], head: Place, now: float) -> None:
+    def _add(self, entries: Sequence[Entry], head: Place, now: float) -> None:
         for entry in entries:
             self._kept.append((now, entry))
             self._bytes += _size(entry)
@@ -203,7 +203,7 @@ class MemoryLog:
         last = queue[-1] if queue else None
         if last is not None and last.reset is None and last.epoch == self._epoch and len(last.entries) < CHUNK:
             # Whoever tails does other things between two batches: what was published one by one meanwhile is one.
-            last.entries += entries
+            last.entries = [*last.entries, *entries]
             last.head = head
         else:
             queue.append(Batch(self._epoch, list(entries), head))

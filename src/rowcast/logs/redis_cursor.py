@@ -12,7 +12,7 @@ See docs/adr/0005-the-append-rule.md.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from rowcast.core import codec
@@ -124,11 +124,14 @@ class Cursor:
             bound = max(self.place, self.wal, item.wal, _place_of(item.pub))
             batches.append(Batch(self.incarnation, [], bound, reset=reason))
             self.wal = max(self.wal, item.wal)
+        entries: Sequence[Entry]
         if item.nonce:
             entries = codec.decode(item.data, item.place)
             self.pub = f"{format_place(item.place)}/{item.nonce}"
         else:
-            entries = [entry for entry in codec.decode(item.data) if entry.place > self.wal]
+            entries = packed = codec.unpack(item.data)
+            if not packed.begins_above(self.wal):
+                entries = [entry for entry in packed if entry.place > self.wal]
             self.wal = max(self.wal, item.place)
             self.pub = item.pub
         self.place = item.place

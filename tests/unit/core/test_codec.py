@@ -126,11 +126,40 @@ def test_other_bytes_are_refused_or_entries(data: bytes) -> None:
 
 
 def test_another_version_is_refused() -> None:
-    with pytest.raises(DecodeError, match="version 2"):
-        codec.decode(msgspec.msgpack.encode([2, []]))
+    with pytest.raises(DecodeError, match="version 1"):
+        codec.decode(msgspec.msgpack.encode([1, [(0, 1, 1, 0, 0, "t", None, None, b"{}")]]))
+    with pytest.raises(DecodeError, match="version 3"):
+        codec.decode(msgspec.msgpack.encode([3, []]))
 
 
 def test_an_unknown_extension_is_refused() -> None:
     item = (1, 1, 1, 0, 0, "", None, None, (0, "insert", {"c": msgspec.msgpack.Ext(9, b"1")}, None))
     with pytest.raises(DecodeError, match="none of ours"):
-        codec.decode(msgspec.msgpack.encode([1, [item]]))
+        codec.decode(msgspec.msgpack.encode([2, [[[item], None]]]))
+
+
+def test_what_can_stand_in_a_run_does() -> None:
+    def data(number: int, **more: Any) -> Entry:
+        return Entry(Kind.DATA, (1, number), PublishBody("t", b"1"), topic=f"t{number}", **more)
+
+    control = Entry(Kind.CONTROL, (1, 3), Control("disconnect", "ann", 1.5))
+    packed = codec.unpack(codec.encode([data(1), data(2, key="k"), control, data(4, event="e"), data(5)], 100))
+    assert [(type(part).__name__, len(part)) for part in packed.parts] == [("Run", 2), ("list", 2), ("Run", 1)]
+    assert [entry.place for entry in packed] == [(1, number) for number in range(1, 6)]
+    assert (len(packed), packed[1].key, packed[0].key, [entry.topic for entry in packed[3:]]) == (
+        5,
+        "k",
+        None,
+        ["t4", "t5"],
+    )
+    assert packed.begins_above((1, 0))
+    assert not packed.begins_above((1, 1))
+
+
+@pytest.mark.parametrize("column", range(8))
+def test_a_run_whose_columns_do_not_fit_is_refused(column: int) -> None:
+    entries = [Entry(Kind.DATA, (1, n), PublishBody("t", b"1"), topic="t", key="k") for n in (1, 2)]
+    version, [[items, columns]] = msgspec.msgpack.decode(codec.encode(entries, 100))
+    columns[column] = columns[column][:-1]
+    with pytest.raises(DecodeError, match="no entries"):
+        codec.decode(msgspec.msgpack.encode([version, [[items, columns]]]))
