@@ -26,7 +26,7 @@ CASES: dict[str, Callable[[argparse.Namespace], list[str]]] = {
     "connect": lambda given: streams.connect(given.runs, given.seconds),
     "growth": lambda given: streams.growth(given.runs, given.seconds),
     "capture": lambda given: capture.run(given.rows, given.runs),
-    "latency": lambda given: latency.run(given.rows, given.runs),
+    "latency": lambda given: latency.run(given.seconds, given.runs),
     "catchup": lambda given: catchup.run(given.runs),
     "log": lambda given: log.run(given.rows, given.runs),
     "scale": lambda given: streams.scale(given.runs, given.seconds),
