@@ -1,7 +1,8 @@
 """Latency: from COMMIT to the bytes at a client, 1,000 commits a second, against what Postgres itself offers.
 
-The readers are measured one after the other, each alone on a core: a `pg_recvlogical` that writes to a pipe (the floor),
-a connection that LISTENs while a trigger NOTIFYs, and `rowcast serve` with a stream, its log on Postgres and on Valkey.
+The readers are measured one after the other, each alone on a core: a `pg_recvlogical` that writes to a pipe (the
+floor), a connection that LISTENs while a trigger NOTIFYs, and `rowcast serve` with a stream, its log on Postgres and on
+Valkey.
 The writer (a process of its own, one commit at a time, at its due moments), Postgres and who reads the bytes share the
 other core. Each row has the clock of its statement's execution in it, which is what the latency counts from; writer
 and readers have the same clock.
@@ -20,6 +21,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -180,8 +182,8 @@ def _listening(server: PostgresServer) -> Iterator[_Reader]:
 @contextmanager
 def _stream(config: str) -> Iterator[_Reader]:
     with RowcastServer(config) as replica:
-        for task in os.listdir(f"/proc/{replica.pid}/task"):
-            os.sched_setaffinity(int(task), {processes.SERVER_CORE})
+        for task in Path(f"/proc/{replica.pid}/task").iterdir():
+            os.sched_setaffinity(int(task.name), {processes.SERVER_CORE})
         token = mint(Config.from_sections({"auth": SECRET}), "ann", topics=["t"])
         host, _, port = replica.url.removeprefix("http://").rpartition(":")
         with contextlib.closing(socket.create_connection((host, int(port)), timeout=20)) as sock:
