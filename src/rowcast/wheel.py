@@ -30,7 +30,6 @@ class Wheel:
         self._slots: list[dict[Stream, None]] = [{} for _ in range(max(1, round(heartbeat / self.tick)))]
         self._numbers = itertools.count()
         self._streams: dict[int, Stream] = {}
-        self._number: dict[Stream, int] = {}
         self._next = 0
         self._deadlines: list[tuple[float, int, str]] = []
 
@@ -38,7 +37,7 @@ class Wheel:
         """Take up a stream that has just been opened."""
         number = next(self._numbers)
         self._streams[number] = stream
-        self._number[stream] = number
+        stream.number = number
         self._slot(number)[stream] = None
         heapq.heappush(self._deadlines, (time.time() + START_LIMIT, number, "unavailable"))
         if stream.grant.expires_at is not None:
@@ -46,7 +45,7 @@ class Wheel:
 
     def remove(self, stream: Stream) -> None:
         """Let go of a stream."""
-        number = self._number.pop(stream)
+        number = stream.number
         del self._streams[number]
         del self._slot(number)[stream]
         # Deadlines of streams that are gone stay until they are due, but may not outnumber the others.

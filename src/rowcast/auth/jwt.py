@@ -8,6 +8,7 @@ opening a stream; its expiry and revocation are checked each time.
 from __future__ import annotations
 
 import hashlib
+import sys
 import time
 import warnings
 from collections import OrderedDict
@@ -24,6 +25,7 @@ from rowcast.core.grants import Grant
 from rowcast.core.template import fits
 from rowcast.errors import AuthError, BadRequest, ConfigError, Forbidden
 from rowcast.fields import field
+from rowcast.generations import Generations
 from rowcast.telemetry.journal import get_logger
 
 if TYPE_CHECKING:
@@ -46,6 +48,11 @@ SHORTEST_SECRET = 32
 MAX_TOPICS = 1000
 CACHED_TOKENS = 10_000
 CACHED_HEADERS = 64
+
+DIGEST = 16
+"""Bytes of a token's SHA-256 by which it is remembered: whoever wanted to find another token with the same ones would
+have to try 2^128."""
+
 REVOKED_USERS = 100_000
 
 LATEST = 1e12
@@ -78,7 +85,8 @@ class Authenticator:
         if self._secret is not None:
             _check_secret(self._secret)
         self._keys = {} if self._secret is None else {name: _prepared(self._secret, name) for name in SYMMETRIC}
-        self._verified: OrderedDict[bytes, tuple[Grant, int]] = OrderedDict()
+        self._verified: Generations[bytes, Grant] = Generations(CACHED_TOKENS)
+        self._verified_by = self._keys_version()
         self._headers: OrderedDict[str, tuple[object, object]] = OrderedDict()
         """Of tokens that were verified: the encoded header, with the algorithm and the key that it names."""
         self._revoked: OrderedDict[str, float] = OrderedDict()
@@ -86,13 +94,16 @@ class Authenticator:
     async def authenticate(self, request: HTTPConnection) -> Grant:
         """The grant of a request's token. Raises `AuthError`, or `Unavailable` when the issuer is needed."""
         token = self._token(request)
-        digest = hashlib.sha256(token.encode()).digest()
-        grant, version = self._verified.get(digest, (None, 0))
-        if grant is None or version != self._keys_version():
+        digest = hashlib.sha256(token.encode()).digest()[:DIGEST]
+        if self._verified_by != self._keys_version():
+            self._verified.clear()
+            self._verified_by = self._keys_version()
+        grant = self._verified.get(digest)
+        if grant is None:
+            version = self._keys_version()
             grant = await self.verify(token)
-            self._verified[digest] = grant, self._keys_version()
-            if len(self._verified) > CACHED_TOKENS:
-                self._verified.popitem(last=False)
+            if version == self._keys_version():
+                self._verified.put(digest, grant)
         now = time.time()
         if grant.expires_at is not None and grant.expires_at <= now:
             raise AuthError("the token has expired")
@@ -219,7 +230,7 @@ class Authenticator:
         expires = _time(claims, "exp")
         # With the leeway: a stream that was accepted within it must not be ended at once.
         expires = None if expires is None else expires + self._auth.leeway
-        return Grant(user, frozenset(topics), expires, _time(claims, "iat"))
+        return Grant(user, tuple(sys.intern(topic) for topic in dict.fromkeys(topics)), expires, _time(claims, "iat"))
 
     def _check_revoked(self, grant: Grant) -> None:
         revoked = self._revoked.get(grant.user)

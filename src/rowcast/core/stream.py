@@ -34,7 +34,6 @@ catch-up, and MAX_TURNS. Rows of snapshots are not held here, but read page by p
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable
 from enum import Enum
 from typing import Any, NamedTuple
@@ -117,9 +116,9 @@ class Stream:
 
     __slots__ = (
         "__weakref__", "_clock", "_counted", "_counted_bytes", "_deferred", "_filters", "_held", "_narrow", "_noted",
-        "_origin", "_paused", "_reset", "_since", "_turns", "_walk", "_walk_from", "_walk_topics", "after", "beaten",
-        "bulk", "cursor", "express", "fill", "grant", "paging", "pending", "snapshot", "state", "topics", "wake",
-        "wire",
+        "_origin", "_paused", "_reset", "_since", "_topics", "_turns", "_walk", "_walk_from", "_walk_topics", "after",
+        "beaten", "bulk", "cursor", "express", "fill", "grant", "number", "paging", "pending", "snapshot", "state",
+        "wake", "wire",
     )  # fmt: skip
 
     def __init__(
@@ -135,8 +134,7 @@ class Stream:
         self.wire = wire
         self.wake = wake
         self.state = StreamState.STARTING
-        self.topics: frozenset[str] = frozenset()
-        """What the stream is subscribed to at the hub's head, its user's own topic included."""
+        self._topics: tuple[str, ...] = ()
         self.cursor: Place = ORIGIN
         """BEHIND: everything up to here is pending or written."""
         self.after: Place | None = None
@@ -145,12 +143,14 @@ class Stream:
         self._counted = self._counted_bytes = 0
         self.express = self.bulk = self.paging = False
         """On which queues of the flush it is."""
+        self.number = 0
+        """By which the wheel knows it."""
         self.beaten: Place = ORIGIN
         """A place that the client was told."""
         self.snapshot = snapshot
         self.fill: Fill | None = None
         """BEHIND: what must be sent before the stream goes on from its cursor."""
-        self._filters: list[Filter] = []
+        self._filters: tuple[Filter, ...] = ()
         self._held: int | None = None
         """How many of the pending blocks may be taken; None: all."""
         self._noted = 0
@@ -165,16 +165,28 @@ class Stream:
         self._walk: Walk | None = None
         self._walk_from: int | None = None
         self._walk_topics: frozenset[str] = frozenset()
-        self._turns: deque[_Turn] = deque()
+        self._turns: tuple[_Turn, ...] = ()
         self._paused: Place | None = None
         self._reset: str | None = None
+
+    @property
+    def topics(self) -> frozenset[str]:
+        """What the stream is subscribed to at the hub's head, its user's own topic included.
+
+        Kept as a tuple: a set of twenty takes a kilobyte more, and is asked for when subscriptions change.
+        """
+        return frozenset(self._topics)
+
+    @topics.setter
+    def topics(self, topics: frozenset[str]) -> None:
+        self._topics = tuple(topics)
 
     # What the hub does to it
 
     def effective(self, topics: Iterable[str]) -> frozenset[str]:
         """What the stream gets when its user's rules give `topics`: with the token's and the user's own
         topic, narrowed as the client asked."""
-        granted = self.grant.topics.union(topics, (user_topic(self.grant.user),))
+        granted = frozenset(self.grant.topics).union(topics, (user_topic(self.grant.user),))
         return granted if self._narrow is None else granted & self._narrow
 
     def start(
@@ -288,9 +300,9 @@ class Stream:
         if self.state in (StreamState.STARTING, StreamState.ENDED):
             return
         if reset is not None:
-            self._turns.clear()
+            self._turns = ()
             self.fill = None
-            self._filters.clear()
+            self._filters = ()
             self._walk_topics = self.topics
             self._fall_behind(place)
             self._begin_at(place)
@@ -321,8 +333,8 @@ class Stream:
     def release(self) -> None:
         """Let go of what it would still have sent: it is forgotten."""
         self.fill = None
-        self._filters.clear()
-        self._turns.clear()
+        self._filters = ()
+        self._turns = ()
         self._deferred.clear()
 
     def end(self, reason: str, retry: int | None = None) -> None:
@@ -453,17 +465,17 @@ class Stream:
         self._walk = self._walk_from = None
 
     def _turn(self, turn: _Turn) -> None:
-        self._turns.append(turn)
+        self._turns += (turn,)
         if len(self._turns) > MAX_TURNS:
             # All that is missed becomes one reset, at the last of the turns; the stream stays behind.
-            self._turns.clear()
+            self._turns = ()
             self.fill = None
-            self._filters.clear()
+            self._filters = ()
             self._fall_behind(turn.place)
             self._begin_at(turn.place)
             owed = self._owed(turn.topics)
             block = self._reset_block("too_slow", turn.place, owed)
-            self._turns.append(_Turn(turn.place, turn.topics, block, owed))
+            self._turns = (_Turn(turn.place, turn.topics, block, owed),)
 
     def _owed(self, topics: frozenset[str]) -> frozenset[str]:
         """Those of which the stream must send a snapshot when it gets them."""
@@ -494,7 +506,7 @@ class Stream:
             page = fill.next(allowed)
             if page is None:
                 self.fill = None
-                self._filters.extend(fill.filters)
+                self._filters += tuple(fill.filters)
                 return True
             self._append(page)
         return False
@@ -539,7 +551,7 @@ class Stream:
     def _joined(self, place: Place) -> bool:
         """Let go of the filters that end at a place; returns whether there was one. Without any left, blocks have
         ids again."""
-        left = [one for one in self._filters if one.after > place]
+        left = tuple(one for one in self._filters if one.after > place)
         if len(left) == len(self._filters):
             return False
         self._filters = left
@@ -584,10 +596,11 @@ class Stream:
             elif walk.end == self.wire.ring.end:
                 self.state = StreamState.LIVE
                 self._walk_from = None
+                self._walk_topics = frozenset()
                 self._deferred.clear()  # the hub has them too
 
     def _take_turn(self) -> None:
-        turn = self._turns.popleft()
+        turn, self._turns = self._turns[0], self._turns[1:]
         if self._deferred:
             self._give_up([name for name in self._deferred if name[0] not in turn.topics])
         self._walk_topics = turn.topics
@@ -671,9 +684,9 @@ class Stream:
 
     def _lose(self, reason: str) -> None:
         """What is missed can't be had any more: reset, and go on from the head (or stay paused there)."""
-        self._turns.clear()
+        self._turns = ()
         self.fill = None
-        self._filters.clear()
+        self._filters = ()
         self._walk = self._walk_from = None
         self.cursor = self.wire.head
         self._begin_at(self.wire.head)

@@ -12,6 +12,7 @@ another user find whom they concern, without REPLICA IDENTITY FULL.
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -279,7 +280,7 @@ class Subscriptions:
         elif held is not None:
             held.count += 1
             return
-        rows[key] = _Held(row, tuple(dict.fromkeys(rule.topics(row))))
+        rows[key] = _Held(row, tuple(sys.intern(topic) for topic in dict.fromkeys(rule.topics(row))))
         state.counts.update(rows[key].topics)
         owners = self._owners[rule.index]
         owners[key] = _with(owners.get(key), user)

@@ -65,7 +65,7 @@ async def test_a_grant_has_the_claims() -> None:
     now = int(time.time())
     token = sign(topics=["a", "b", "a"], exp=now + 60, iat=now - 1)
     grant = await Authenticator(config()).authenticate(request(token))
-    assert grant == Grant("alice", frozenset({"a", "b"}), float(now + 60), float(now - 1))
+    assert grant == Grant("alice", ("a", "b"), float(now + 60), float(now - 1))
 
 
 async def test_a_token_may_say_nothing_but_the_user() -> None:
@@ -81,7 +81,7 @@ async def test_each_symmetric_algorithm(algorithm: str) -> None:
 async def test_claims_can_have_other_names() -> None:
     authenticator = Authenticator(config(user_claim="uid", topics_claim="scopes"))
     token = jwt.encode({"uid": 42, "scopes": ["x"]}, SECRET)
-    assert await authenticator.authenticate(request(token)) == Grant("42", frozenset({"x"}))
+    assert await authenticator.authenticate(request(token)) == Grant("42", ("x",))
 
 
 async def test_a_users_name_may_be_any_text() -> None:
@@ -338,7 +338,8 @@ async def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) ->
     for number in range(10):
         await authenticator.authenticate(request(sign(sub=f"u{number}")))
         authenticator.revoke(f"r{number}", 1.0)
-    assert len(authenticator._verified) == len(authenticator._revoked) == 3
+    assert len(authenticator._verified) <= 3
+    assert len(authenticator._revoked) == 3
 
 
 async def test_tokens_from_before_a_disconnect_are_refused() -> None:
@@ -361,7 +362,7 @@ async def test_a_minted_token_is_accepted() -> None:
     made = config(issuer="me", audience="you", user_claim="uid", topics_claim="t", algorithms=["RS256", "HS384"])
     before = time.time()
     grant = await Authenticator(made).authenticate(request(mint(made, "alice", topics=["a"], ttl=60)))
-    assert (grant.user, grant.topics) == ("alice", frozenset({"a"}))
+    assert (grant.user, grant.topics) == ("alice", ("a",))
     assert grant.issued_at is not None
     assert before <= grant.issued_at <= time.time()
     assert grant.expires_at == pytest.approx(grant.issued_at + 60)
