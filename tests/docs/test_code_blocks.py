@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tools.markdown import ALL, Block
 
 from rowcast.config import Config
+from tools.markdown import ALL, Block
 
 
 def python(block: Block, directory: Path) -> None:
