@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# Other people's clients, which the tests try against the server.
+NPM := tests/npm/node_modules/.package-lock.json
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-fast lint bench docs lock clean
@@ -16,10 +18,14 @@ $(READY): requirements/dev.txt pyproject.toml
 	$(BIN)/uv pip sync --quiet --python $(BIN)/python requirements/dev.txt
 	@touch $@
 
+$(NPM): tests/npm/package-lock.json
+	cd tests/npm && npm ci --no-audit --no-fund --loglevel=error
+	@touch $@
+
 demo: $(READY) ## the live board, in your browser
 	$(BIN)/rowcast demo
 
-test: $(READY) ## the whole suite, on a real Postgres that comes as a wheel
+test: $(READY) $(NPM) ## the whole suite, on a real Postgres that comes as a wheel
 	$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
 
 test-fast: $(READY) ## unit tests only

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -31,8 +31,10 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from starlette.applications import Starlette
+    from starlette.requests import Request
 
     from rowcast.core.change import Change
+    from rowcast.core.grants import Grant
     from rowcast.hub import Hub
     from rowcast.ports import Log
 
@@ -64,6 +66,8 @@ class Rowcast:
         self._rules = [rule.to_rule(index) for index, rule in enumerate(self.config.subscriptions)]
         self._replica: Replica | None = None
         self._changing = asyncio.Lock()
+        self._tokens = True
+        """Whether users come with tokens."""
         self.append_failures = 0
         self.siblings: Siblings | None = None
         """The other workers of this host, under `rowcast serve --workers`."""
@@ -168,6 +172,8 @@ class Rowcast:
         """
         async with self._changing:
             if self._replica is None:
+                if self._tokens:
+                    self.config.require_auth()
                 replica = Replica(self.config, self._routes, self._rules, self.authenticator)
                 await replica.start()
                 self._replica = replica
@@ -216,16 +222,21 @@ class Rowcast:
         if self.signals and self._replica is not None:
             SIGNALS.watch(self._replica.drain)
 
-    def asgi(self) -> Starlette:
+    def asgi(self, authenticate: Callable[[Request], Awaitable[Grant]] | None = None) -> Starlette:
         """A complete ASGI application.
 
         Served by itself it starts and stops Rowcast by its lifespan. Mounted into another application, whose
         server never tells a mounted one of the lifespan, it starts at the first request; for a start and stop
         with the application, enter `cast.lifespan()` in the application's own.
+
+        `authenticate` says whose stream, and whose channels, a request is for (None: its token does, as `[auth]`
+        says). It raises `AuthError` for nobody. With cookies, writes are taken from this host and `[server]
+        cors_origins` only.
         """
         from rowcast.http.app import create_app
 
-        return create_app(self)
+        self._tokens = authenticate is None
+        return create_app(self, authenticate)
 
     # Publishing and control
 
@@ -261,7 +272,18 @@ class Rowcast:
         Arguments as for `publish`. Rowcast need not run in this process. Raises `BadRequest`, or `ConfigError`
         when there is no key to sign with.
         """
-        return Messages(self.config.signing_secret).statement(_draft(topic, data, user=user, event=event, key=key))
+        return self._statement(_draft(topic, data, user=user, event=event, key=key))
+
+    def resubscribe_sql(self, user: str) -> str:
+        """`resubscribe` as a SQL statement for *your* transaction, as `publish_sql` is one."""
+        return self._statement(Draft(control="resubscribe", user=_name("user", user)))
+
+    def disconnect_sql(self, user: str) -> str:
+        """`disconnect` as a SQL statement for *your* transaction, as `publish_sql` is one."""
+        return self._statement(Draft(control="disconnect", user=_name("user", user)))
+
+    def _statement(self, draft: Draft) -> str:
+        return Messages(self.config.signing_secret).statement(draft)
 
     async def resubscribe(self, user: str) -> Position:
         """Have every replica read the user's subscriptions anew, at this place in the log.

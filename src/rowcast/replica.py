@@ -132,7 +132,6 @@ class Replica:
 
         Raises `ConfigError` or `SetupError`; nothing is left behind then.
         """
-        self.config.require_auth()
         config = self.config
         if config.webhooks.configured and config.log_url.startswith("postgres:") and config.signing_secret is None:
             raise ConfigError("what comes by webhook is put into the WAL signed: set [api] key to sign it with")

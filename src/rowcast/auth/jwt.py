@@ -198,14 +198,17 @@ class Authenticator:
         if self._auth.query_token and (token := request.query_params.get("token", "")):
             return token
         if self._auth.cookie and (token := request.cookies.get(self._auth.cookie, "")):
-            self._check_origin(request)
+            self.check_origin(request)
             return token
         if "token" in request.query_params and not self._auth.query_token:
             raise AuthError("?token= is off here: send Authorization: Bearer <token>, or set [auth] query_token")
         raise AuthError("a token is needed: send the header Authorization: Bearer <token>")
 
-    def _check_origin(self, request: HTTPConnection) -> None:
-        """Browsers send cookies with whatever page asks: writes must come from a page that may."""
+    def check_origin(self, request: HTTPConnection) -> None:
+        """Browsers send cookies with whatever page asks: writes must come from a page that may.
+
+        Raises `Forbidden` for a write from elsewhere, of a request that is authorised by a cookie.
+        """
         if request.scope.get("method") in _SAFE_METHODS:
             return
         origin = request.headers.get("origin", "").lower()

@@ -1,6 +1,7 @@
 """What a client of a stream knows and decides, without IO: what to ask for, what came, and when to come back.
 
 The rules, in short:
+
 - a connection that ends is made again, with the position of the last block that came whole (Last-Event-ID), after
   the pause that the server asked for (`retry:`);
 - tries that fail in a row are made ever more slowly, and spread out, so that clients do not come together;
@@ -55,9 +56,9 @@ class Wait(msgspec.Struct, frozen=True):
 
 
 class Session:
-    """One client's stream over all its connections; see the module's docstring. The caller does the IO:
+    """One client's stream over all its connections; see the module's docstring. The caller does the IO.
 
-    for each connection `begin`, GET `url` with `params` and `headers`, then `accept` with the answer's head (or
+    For each connection `begin`, GET `url` with `params` and `headers`, then `accept` with the answer's head (or
     `refused` with a body, where the status is not 200), `feed` with what comes, and at the end `ended` or `broke`.
     """
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -12,16 +12,17 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rowcast.addresses import Proxies
+from rowcast.core.grants import Grant
 from rowcast.errors import ConfigError, RowcastError, SetupError, Unavailable
 from rowcast.http import admin, api, channels, health, limited, redact, responses, webhooks
 from rowcast.http.events import events
 from rowcast.http.heads import GO_AWAY
-from rowcast.http.responses import on_http_exception, on_rowcast_error
+from rowcast.http.responses import Answered, on_answered, on_http_exception, on_rowcast_error
 from rowcast.limits import Limiter
 from rowcast.telemetry.journal import get_logger
 
@@ -37,8 +38,15 @@ START_PAUSE = 5.0
 """Seconds after a start that failed, before a request makes a mounted Rowcast try again."""
 
 
-def create_app(cast: Rowcast) -> Starlette:
-    """The application of a Rowcast, whose lifespan starts and stops it."""
+Authenticate = Callable[[Request], Awaitable[Grant]]
+"""Says who a request's user is. Raises `AuthError`, or `Answered`."""
+
+
+def create_app(cast: Rowcast, authenticate: Authenticate | None = None) -> Starlette:
+    """The application of a Rowcast, whose lifespan starts and stops it.
+
+    `authenticate` says who a request's user is; None: its token does, as `[auth]` says.
+    """
     routes = [
         Route("/events", events, methods=["GET"]),
         Route("/events/count", api.count, methods=["GET"]),
@@ -85,16 +93,32 @@ def create_app(cast: Rowcast) -> Starlette:
     app = Starlette(
         routes=routes,
         middleware=middleware,
-        exception_handlers={RowcastError: on_rowcast_error, HTTPException: on_http_exception},
+        exception_handlers={
+            RowcastError: on_rowcast_error,
+            HTTPException: on_http_exception,
+            Answered: on_answered,
+        },
         lifespan=lifespan,
     )
     # A redirect to the path without a slash would name whatever host and scheme a proxy spoke to us.
     app.router.redirect_slashes = False
     app.state.cast = cast
+    app.state.authenticate = cast.authenticator.authenticate if authenticate is None else _guarded(cast, authenticate)
     app.state.watch = admin.Watch(cast)
     app.state.database = health.DatabaseProbe()
     app.state.webhooks = webhooks.Webhooks(cast)
     return app
+
+
+def _guarded(cast: Rowcast, authenticate: Authenticate) -> Authenticate:
+    """Somebody else's authentication. What it goes by is not known to us; by cookies, if there are no other signs."""
+
+    async def guarded(request: Request) -> Grant:
+        if "cookie" in request.headers and "authorization" not in request.headers:
+            cast.authenticator.check_origin(request)
+        return await authenticate(request)
+
+    return guarded
 
 
 class Named:

@@ -94,7 +94,7 @@ async def ensure_channels(connection: psycopg.AsyncConnection[Any], wanted: bool
 async def channels(request: Request) -> Response:
     """GET: the user's channels. POST: a new one, 201, or 409 when it is there."""
     cast: Rowcast = request.app.state.cast
-    grant = await cast.authenticator.authenticate(request)
+    grant = await request.app.state.authenticate(request)
     if request.method != "POST":
         rows = await _rows(
             cast,
@@ -118,7 +118,7 @@ async def channels(request: Request) -> Response:
 async def channel(request: Request) -> Response:
     """GET, PUT (whole; 201 when it is new) and DELETE (204) of one channel."""
     cast: Rowcast = request.app.state.cast
-    grant = await cast.authenticator.authenticate(request)
+    grant = await request.app.state.authenticate(request)
     kind = _type(request.path_params["type"])
     if request.method == "PUT":
         return await _put(request, cast, grant, kind)

@@ -51,7 +51,7 @@ MAX_NARROW = 1000
 
 
 class Events:
-    """The ASGI endpoint. `grant` says whose stream a request may have (None: what its token says)."""
+    """The ASGI endpoint. `grant` says whose stream a request may have (None: as for the whole application)."""
 
     def __init__(self, grant: Callable[[Request], Awaitable[Grant]] | None = None) -> None:
         self._grant = grant
@@ -60,7 +60,7 @@ class Events:
         request = Request(scope, receive)
         cast: Rowcast = scope["app"].state.cast
         try:
-            grant = await (self._grant or cast.authenticator.authenticate)(request)
+            grant = await (self._grant or scope["app"].state.authenticate)(request)
             query = request.query_params if scope["query_string"] else _NO_QUERY
             cursor = _cursor(request, query)
             narrow = _narrow(query)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
 
 from rowcast.errors import AuthError, BadRequest, Forbidden, NotFound, RowcastError, TooLarge, Unavailable
 
@@ -19,6 +21,14 @@ RETRY_AFTER = "2"
 
 class Conflict(BadRequest):
     """What is to be made is there already: HTTP 409."""
+
+
+class Answered(Exception):
+    """Who authenticates the users of a mounted Rowcast has answered instead: what was said is passed on as it is."""
+
+    def __init__(self, said: Sequence[Message]) -> None:
+        super().__init__("the application answered by itself")
+        self.said = said
 
 
 _STATUSES: list[tuple[type[RowcastError], int]] = [
@@ -60,6 +70,24 @@ def of(raised: Exception) -> Response:
 async def on_rowcast_error(request: Request, raised: Exception) -> Response:
     """Errors of ours, as JSON."""
     return of(raised)
+
+
+async def on_answered(request: Request, raised: Exception) -> Response:
+    """The answer of somebody else."""
+    assert isinstance(raised, Answered)
+    return _Said(raised.said)
+
+
+class _Said(Response):
+    """A response of which the messages are there already."""
+
+    def __init__(self, said: Sequence[Message]) -> None:
+        super().__init__()
+        self._said = said
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        for message in self._said:
+            await send(message)
 
 
 async def on_http_exception(request: Request, raised: Exception) -> Response:

@@ -25,19 +25,21 @@ class Block(msgspec.Struct):
 class OpenStream:
     """A connection to `GET /events` (or another `path`), read in the background; an async context manager.
 
-    `url`: the service. `token`: the user's. `last_event_id` and `params` are sent as given. `tls`: whom
-    to trust (None: whom everybody does). Unlike a client it does not reconnect: a test wants to see the end.
+    `url`: the service. `token`: the user's (None: none is sent). `last_event_id`, `params` and `headers` are sent as
+    given. `tls`: whom to trust (None: whom everybody does). Unlike a client it does not reconnect: a test wants to see
+    the end.
     """
 
     def __init__(
         self,
         url: str,
-        token: str,
+        token: str | None,
         *,
         last_event_id: str | None = None,
         params: dict[str, str] | None = None,
         path: str = "events",
         tls: ssl.SSLContext | None = None,
+        headers: dict[str, str] | None = None,
     ) -> None:
         self.blocks: list[Block] = []
         """Every block but comments, in order."""
@@ -47,7 +49,9 @@ class OpenStream:
         self._url = f"{url}/{path}"
         self._params = params
         self._verify = tls or True
-        self._headers = {"authorization": f"Bearer {token}"}
+        self._headers = dict(headers or {})
+        if token is not None:
+            self._headers["authorization"] = f"Bearer {token}"
         if last_event_id is not None:
             self._headers["last-event-id"] = last_event_id
         self._changed = asyncio.Event()
