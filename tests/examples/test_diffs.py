@@ -6,6 +6,7 @@ import difflib
 from pathlib import Path
 
 import pytest
+
 from tools.markdown import ALL
 
 ROOT = Path(__file__).parents[2]
