@@ -32,7 +32,11 @@ _running: set[asyncio.Task[None]] = set()
 
 
 async def _publish(events: list[tuple[int, str]]) -> None:
-    # As an application would that has several to publish: without waiting for one before the next.
+    # As an application would: without waiting for one before the next, if there are several.
+    if len(events) == 1:
+        topic, text = events[0]
+        await cast.publish(str(topic), msgspec.Raw(text.encode()))
+        return
     await asyncio.gather(*(cast.publish(str(topic), msgspec.Raw(text.encode())) for topic, text in events))
 
 

@@ -4,10 +4,12 @@
 their streams, and each stream is written once per flush, joined. It is fair and paced:
 
 - Entries with up to EXPRESS subscribers, and everything that concerns one stream alone, put their streams on the
-  *express* queue, which is drained first in each turn. A turn comes as soon as the loop has done what is due.
+  *express* queue, which is drained first in each turn. A turn comes as soon as the loop has done what is due; where
+  the last one was a while ago, the hub need not wait for that (`hurry`).
 - The streams of other entries wait for the *bulk* round, which writes in slices of SLICE seconds and lets the loop go
   on between two: whoever publishes, dispatches or is accepted meanwhile waits for one at each turn of the loop. After a
-  round there is a pause as long as the round was, PAUSE at most, so that frames merge exactly when there is load.
+  round there is a pause of twice the time that the round took, PAUSE at most, so that frames merge exactly when there
+  is load.
 - What the express queue holds beyond HURRY seconds goes with the next round, and until that is over everything does:
   many streams with few subscribers each are bulk as well.
 - Streams that are BEHIND wait for *pages*: one after the other each gets a page of what it missed, for a slice in each
@@ -40,6 +42,9 @@ second 20 ms longer, and saved nothing."""
 PAUSE = 0.05
 """Seconds between two rounds at most."""
 
+QUIET = 0.001
+"""Seconds without a turn after which what hurries is written at once: under load frames merge better."""
+
 STRIDE = 16
 """Streams between two looks at the clock."""
 
@@ -49,11 +54,29 @@ class Flush:
 
     `wake` has a stream's writer take what is pending; it must not raise. Without a running loop (in tests that drive
     a hub by hand) everything is written at once.
+
+    `latency` is told once per entry how long after its commit it was written, in seconds, and to how many streams: an
+    entry of the express when the queue was drained. Of a round, one entry after the other stands for what was written
+    in its first, second, third and last quarter, so that what is counted costs no more than it did to count at all.
     """
 
-    def __init__(self, wake: Callable[[Stream], None], clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(
+        self,
+        wake: Callable[[Stream], None],
+        clock: Callable[[], float] = time.perf_counter,
+        latency: Callable[[float, int], None] = lambda seconds, times: None,
+    ) -> None:
         self._wake = wake
         self._clock = clock
+        self._latency = latency
+        self._commits: list[tuple[float, int]] = []
+        """Of the entries that were pushed to the express since it was drained: when they were committed, and to how
+        many streams they go."""
+        self._bulk_commits: list[tuple[float, int]] = []
+        self._round_commits: list[tuple[float, int]] = []
+        self._quarters: list[float] = []
+        """When a quarter of the round was written, and the next ones."""
+        self._hurried = 0.0
         self._express: list[Stream] = []
         self._bulk: list[Stream] = []
         self._round: list[Stream] = []
@@ -67,8 +90,10 @@ class Flush:
         self.rounds = 0
         """Rounds that were completed."""
 
-    def push(self, streams: Collection[Stream], frame: bytes) -> int:
+    def push(self, streams: Collection[Stream], frame: bytes, commit: float = 0.0) -> int:
         """Give a frame to those of the streams that are LIVE, and have it written. Returns how many those are.
+
+        `commit`: the Unix time of the entry's, in seconds.
 
         This loop runs once per delivery: whatever can be done per entry has no place in it.
         """
@@ -82,6 +107,8 @@ class Flush:
                     if not stream.express:
                         stream.express = True
                         self._express.append(stream)
+            if given:
+                self._commits.append((commit, given))
             return given
         bulk = self._bulk
         for stream in streams:
@@ -91,6 +118,8 @@ class Flush:
                 if not stream.bulk:
                     stream.bulk = True
                     bulk.append(stream)
+        if given:
+            self._bulk_commits.append((commit, given))
         return given
 
     def add(self, stream: Stream) -> None:
@@ -112,6 +141,11 @@ class Flush:
         if not stream.paging:
             stream.paging = True
             self._behind.append(stream)
+
+    def hurry(self) -> None:
+        """Write what hurries at once, if the last turn was a while ago."""
+        if self._express and self._clock() - self._hurried >= QUIET:
+            self._hurry(self._clock() + HURRY)
 
     def start(self) -> None:
         """Have what was put on the queues written, in turns of its own."""
@@ -155,6 +189,7 @@ class Flush:
     def _hurry(self, until: float) -> None:
         """Drain the express queue; what can't be done until then goes with the bulk."""
         express, self._express = self._express, []
+        commits, self._commits = self._commits, []
         live = StreamState.LIVE
         for start in range(0, len(express), STRIDE):
             if start and self._clock() >= until:
@@ -162,11 +197,17 @@ class Flush:
                 for stream in express[start:]:
                     stream.express = False
                     self.later(stream)
+                self._bulk_commits += commits
                 return
             for stream in express[start : start + STRIDE]:
                 stream.express = False
                 if stream.pending or stream.state is not live:
                     self._wake(stream)
+        self._hurried = self._clock()
+        if commits:
+            now = time.time()
+            for commit, count in commits:
+                self._latency(now - commit, count)
 
     def _slice(self, until: float) -> None:
         """Go on with the round, or begin one."""
@@ -174,6 +215,8 @@ class Flush:
             if not self._bulk:
                 return
             self._round, self._bulk = self._bulk, []
+            self._round_commits, self._bulk_commits = self._bulk_commits, []
+            self._quarters.clear()
             self._at = 0
             self._began = self._clock()
         streams = self._round
@@ -185,12 +228,18 @@ class Flush:
                 stream.bulk = False
                 if stream.pending or stream.state is not live:
                     self._wake(stream)
+            while len(self._quarters) < 4 * self._at // len(streams) and len(self._quarters) < 4:
+                self._quarters.append(time.time())
             now = self._clock()
             if now >= until and self._at < len(streams):
                 return
         now = self._clock()
-        self._not_before = now + min(now - self._began, PAUSE)
+        self._not_before = now + min(2 * (now - self._began), PAUSE)
         self._round = []
+        quarters = self._quarters
+        for number, (commit, count) in enumerate(self._round_commits, self.rounds):
+            self._latency(quarters[number & 3] - commit, count)
+        self._round_commits = []
         self._crowded = False
         self.rounds += 1
 

@@ -110,14 +110,14 @@ class Hub:
         self.catchups: Counter[str] = Counter()
         self.ended: Counter[str] = Counter()
         self.latency = Histogram(LATENCY_BOUNDS)
-        """Seconds from commit to stream, by the clocks of Postgres and of this machine."""
+        """Seconds from commit to the write to a stream's transport, by the clocks of Postgres and of this machine."""
         self.warm = False
         self._gains = Gains()
         self._index: TopicIndex[Stream] = TopicIndex()
         self._starting: dict[Stream, Position | None] = {}
         self._awaiting: dict[Stream, None] = {}
         """Of these, those that wait for a place besides their user's subscriptions."""
-        self._writing = Flush(self.wake)
+        self._writing = Flush(self.wake, latency=self.latency.add)
         self._on_disconnect = on_disconnect
         self._moved = asyncio.Event()
         self._since = self._now = time.time()
@@ -214,6 +214,7 @@ class Hub:
         self.settle()
         self.joins.mind(self.subscriptions.recent)
         self._moved.set()
+        self._writing.hurry()
 
     def _handle_run(self, run: Run) -> None:
         """Dispatch a run. Of entries that nobody here listens to no object is made, and nothing is called."""
@@ -275,9 +276,8 @@ class Hub:
     def _push(self, streams: Collection[Stream], entry: Entry) -> None:
         """Give an entry to the LIVE ones of its subscribers; it is encoded only if there are any subscribers."""
         if streams:
-            given = self._writing.push(streams, entry.frame(self.wire.epoch, self.wire.max_event))
-            self.deliveries += given
-            self.latency.add(self._now - entry.time / 1e6, given)
+            frame = entry.frame(self.wire.epoch, self.wire.max_event)
+            self.deliveries += self._writing.push(streams, frame, entry.time / 1e6)
 
     def _control(self, control: Control) -> None:
         if control.action == "disconnect":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import time
 from typing import Any
 
 import pytest
@@ -22,7 +23,8 @@ class Desk:
         self.cost = cost
         self.wire = Wire(Ring(1 << 20), max_event=1 << 20, replica="r")
         self.written: list[tuple[str, bytes]] = []
-        self.flush = Flush(self.wake, lambda: self.now)
+        self.latencies: list[tuple[float, int]] = []
+        self.flush = Flush(self.wake, lambda: self.now, lambda *latency: self.latencies.append(latency))
 
     def wake(self, stream: Stream) -> None:
         stream.wake()
@@ -102,7 +104,7 @@ async def test_the_loop_goes_on_between_two_slices() -> None:
 
 
 @pytest.mark.parametrize("cost", [0.001, 1.0])
-async def test_between_two_rounds_there_is_a_pause_as_long_as_a_round(
+async def test_between_two_rounds_there_is_a_pause_of_twice_a_round(
     cost: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     desk = Desk(cost=cost / (EXPRESS + 1))
@@ -125,7 +127,7 @@ async def test_between_two_rounds_there_is_a_pause_as_long_as_a_round(
     desk.flush.start()
     while desk.flush.rounds == 1:
         await asyncio.sleep(0)
-    assert asked == [pytest.approx(min(cost, PAUSE), rel=0.01)]
+    assert asked == [pytest.approx(min(2 * cost, PAUSE), rel=0.01)]
     assert desk.written[-1][1] == b"23", "what came during the pause was merged"
 
 
@@ -170,6 +172,60 @@ async def test_a_thousand_catch_ups_take_turns_and_leave_the_others_theirs() -> 
     assert desk.flush.rounds == 1, "a round got through meanwhile"
     assert len(paged) >= 300
     assert paged == [f"b{number}" for number in range(len(paged))], "nobody gets a second page before all had a first"
+
+
+async def test_the_latency_ends_when_the_express_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    desk = Desk(cost=0.0001)
+    monkeypatch.setattr(time, "time", lambda: 1000 + desk.now)
+    desk.flush.push(desk.streams(3), b"1", 999.5)
+    desk.flush.push(desk.streams(2, "m"), b"2", 999.75)
+    desk.flush.start()
+    assert desk.latencies == []
+    while len(desk.written) < 5:
+        await asyncio.sleep(0)
+    assert desk.latencies == [(pytest.approx(0.5005), 3), (pytest.approx(0.2505), 2)]
+
+
+async def test_the_latency_of_a_round_is_that_of_its_quarters(monkeypatch: pytest.MonkeyPatch) -> None:
+    desk = Desk(cost=1.0)
+    monkeypatch.setattr(time, "time", lambda: 1000 + desk.now)
+    many = desk.streams(8 * STRIDE)
+    for commit in range(5):
+        desk.flush.push(many, b"x", 1000 - commit)
+    desk.flush.start()
+    while desk.flush.rounds == 0:
+        await asyncio.sleep(0)
+    quarter = 2 * STRIDE
+    assert desk.latencies == [(quarter * (number % 4 + 1) + number, len(many)) for number in range(5)]
+
+
+async def test_what_went_from_the_express_to_the_bulk_is_counted_once() -> None:
+    desk = Desk(cost=SLICE)
+    streams = desk.streams(6 * STRIDE)
+    for start in range(0, len(streams), STRIDE):
+        desk.flush.push(streams[start : start + STRIDE], b"1", 1.0)
+    desk.flush.start()
+    while desk.flush.rounds == 0:
+        await asyncio.sleep(0)
+    assert sum(times for _, times in desk.latencies) == len(streams)
+
+
+async def test_who_hurries_after_a_while_need_not_wait_for_a_turn() -> None:
+    desk = Desk()
+    own, hot = desk.stream("own"), desk.streams(EXPRESS + 1, "m")
+    desk.now = 1.0
+    desk.flush.push(hot, b"hot")
+    desk.flush.push([own], b"1")
+    desk.flush.hurry()
+    assert desk.written == [("own", b"1")]
+    desk.flush.push([own], b"2")
+    desk.flush.push([own], b"3")
+    desk.flush.hurry()
+    assert desk.written == [("own", b"1")], "one of many: they are merged"
+    desk.flush.start()
+    while len(desk.written) < len(hot) + 2:
+        await asyncio.sleep(0)
+    assert desk.written[1] == ("own", b"23")
 
 
 def test_a_delivery_costs_no_call() -> None:

@@ -54,7 +54,7 @@ class Metrics(Collector):
             entries.add_metric([source], count)
         yield entries
         yield CounterMetricFamily("rowcast_deliveries", "Entries given to streams", value=hub.deliveries)
-        latency = HistogramMetricFamily("rowcast_delivery_latency_seconds", "Seconds from commit to stream")
+        latency = HistogramMetricFamily("rowcast_delivery_latency_seconds", "Seconds from commit to write")
         latency.add_metric([], hub.latency.buckets(), hub.latency.sum)
         yield latency
         yield CounterMetricFamily("rowcast_resets", "Streams told to refetch", value=hub.wire.resets)
