@@ -444,6 +444,27 @@ async def test_the_anchor_can_be_copied_while_it_is_being_advanced(items: str) -
         await advancing
 
 
+async def test_a_session_that_nobody_reads_is_not_watched_and_is_read_on_later(items: str) -> None:
+    """What the server sends meanwhile would have the loop turn without end."""
+    async with opened(items), make_pool(Postgres(url=items)) as pool:
+        session = await wal.WalSession.connect(items, name="rowcast test")
+        copied = await session.copy_slot("rowcast", "rowcast_watch")
+        await session.start("rowcast_watch", copied, "rowcast")
+        begun = (await session.receive()).sent  # it is watched from now on
+        async with pool.connection() as connection:
+            await connection.execute("INSERT INTO items (text) VALUES ('later')")
+        async with asyncio.timeout(30):
+            while session.watched:
+                await asyncio.sleep(0.01)
+            payloads: list[bytes] = []
+            while not any(b"later" in payload for payload in payloads):
+                payloads += (await session.receive()).payloads
+            while (await session.receive()).sent <= begun:
+                pass
+        assert session.watched
+        await session.close()
+
+
 async def test_a_replica_for_which_there_is_no_slot_says_so_and_gets_the_next() -> None:
     with PostgresServer(settings={"max_replication_slots": "3"}) as server:
         with admin(server.url()) as connection:

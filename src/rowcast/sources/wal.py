@@ -102,6 +102,8 @@ class WalSession:
         self._patience = self._interval
         self._waiting: asyncio.Future[bool] | None = None
         self._watched = -1
+        self._until = 0.0
+        self._timer: asyncio.TimerHandle | None = None
         self._interrupted = ""
         self.skipping = ""
         """What the server said when it found the publication missing and skipped a change (Postgres 18)."""
@@ -129,11 +131,18 @@ class WalSession:
         )
         return cls(connection, timeout)
 
+    @property
+    def watched(self) -> bool:
+        """Whether the loop polls the socket."""
+        return self._watched >= 0
+
     async def close(self) -> None:
         """Close the connection; the temporary slot goes with it."""
         self.interrupt("closed")
         # Before the socket is gone: uvloop aborts the process when a file descriptor that it polls is closed.
         self._unwatch()
+        if self._timer is not None:
+            self._timer.cancel()
         await self._connection.close()
 
     def interrupt(self, reason: str) -> None:
@@ -204,7 +213,7 @@ class WalSession:
         """
         payloads: list[bytes] = []
         sent = size = 0
-        looked = 0
+        came = looked = 0
         self._check()
         # Here and not at the end: what was returned last has been dealt with and acknowledged by now.
         self._answer()
@@ -212,6 +221,7 @@ class WalSession:
             length, data = self._get()
             if length > 0:
                 message = bytes(data)
+                came += 1
                 if message[0] == 0x77:  # w
                     self._patience = NUDGE_AFTER
                     payloads.append(message[_XLOG_DATA.size :])
@@ -221,15 +231,15 @@ class WalSession:
                         await asyncio.sleep(0)
                         break
                 else:
+                    # One follows each transaction, as we confirm later than we read: no reason to stop before the next.
                     _, sent, _, asks = _KEEPALIVE.unpack(message)
                     self._asked = self._asked or bool(asks)
-                    break
-            elif payloads and len(payloads) == looked:
+            elif came and came == looked:
                 break
-            elif payloads:
+            elif came:
                 # One more read, without waiting: the server writes each message by itself, and to handle them in
                 # twos and threes costs more than to read them.
-                looked = len(payloads)
+                looked = came
                 self._check()
                 self._consume()
             elif await self._readable(self._patience):
@@ -295,16 +305,41 @@ class WalSession:
         """Wait until the socket has something for us; False after `timeout` seconds, or when interrupted."""
         loop = asyncio.get_running_loop()
         waiting = self._waiting = loop.create_future()
-        self._watched = self._pg.socket
-        loop.add_reader(self._watched, _finish, waiting, True)
-        timer = loop.call_later(timeout, _finish, waiting, False)
+        if self._watched < 0:
+            # It stays watched: to begin and to end that costs uvloop eight system calls, and each commit comes alone.
+            self._watched = self._pg.socket
+            loop.add_reader(self._watched, self._arrived)
+        self._until = loop.time() + timeout
+        if self._timer is None or self._timer.when() > self._until:
+            self._set_timer(loop)
         try:
             readable: bool = await waiting
             return readable
         finally:
             self._waiting = None
-            timer.cancel()
+
+    def _set_timer(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = loop.call_at(self._until, self._timed_out)
+
+    def _timed_out(self) -> None:
+        """The wait is over, or another one has begun since: one timer serves many waits, of which most are short."""
+        loop = asyncio.get_running_loop()
+        self._timer = None
+        if self._waiting is None:
+            return
+        if loop.time() < self._until:
+            self._set_timer(loop)
+        else:
+            _finish(self._waiting, False)
+
+    def _arrived(self) -> None:
+        """The socket has something. While nobody waits it is not watched, or the loop would turn without end."""
+        if self._waiting is None:
             self._unwatch()
+        else:
+            _finish(self._waiting, True)
 
     def _unwatch(self) -> None:
         """Stop polling the socket. Once only: its number may be another's by the second time."""

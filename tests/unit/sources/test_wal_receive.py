@@ -1,0 +1,76 @@
+"""What a walsender session makes of what lies in libpq's buffer: how much of it comes at once."""
+
+from __future__ import annotations
+
+import struct
+from typing import Any
+
+from rowcast.sources import wal
+from rowcast.sources.wal import WalSession
+
+
+class Connection:
+    """A connection whose server has sent some chunks: each is what one read of the socket brings."""
+
+    def __init__(self, *chunks: list[bytes]) -> None:
+        self._chunks = list(chunks)
+        self._buffer: list[bytes] = []
+        self.pgconn = self
+        self.sent: list[bytes] = []
+
+    def add_notice_handler(self, handler: Any) -> None:
+        pass
+
+    def get_copy_data(self, nonblocking: int) -> tuple[int, bytes]:
+        message = self._buffer.pop(0) if self._buffer else b""
+        return len(message), message
+
+    def consume_input(self) -> None:
+        if self._chunks:
+            self._buffer += self._chunks.pop(0)
+
+    def put_copy_data(self, data: bytes) -> None:
+        self.sent.append(data)
+
+    def flush(self) -> None:
+        pass
+
+
+def data(payload: bytes) -> bytes:
+    return struct.pack("!cqqq", b"w", 1, 1, 1) + payload
+
+
+def keepalive(lsn: int, *, asks: bool = False) -> bytes:
+    return struct.pack("!cqqb", b"k", lsn, 0, asks)
+
+
+def session(*chunks: list[bytes]) -> tuple[WalSession, Connection]:
+    connection = Connection(*chunks)
+    connection.consume_input()
+    return WalSession(connection, 10.0), connection  # type: ignore[arg-type]  # as much of one as is used
+
+
+async def test_a_keepalive_behind_each_transaction_does_not_part_them() -> None:
+    one, _ = session([data(b"B1"), data(b"I1"), data(b"C1"), keepalive(10), data(b"B2"), data(b"C2"), keepalive(20)])
+    assert await one.receive() == ([b"B1", b"I1", b"C1", b"B2", b"C2"], 20)
+
+
+async def test_a_keepalive_alone_is_told_at_once_and_answered_by_the_next_call() -> None:
+    one, connection = session([keepalive(10, asks=True)], [], [data(b"B")])
+    assert await one.receive() == ([], 10)
+    answered = len(connection.sent)
+    connection.consume_input()
+    assert await one.receive() == ([b"B"], 0)
+    assert len(connection.sent) == answered + 1
+
+
+async def test_one_more_read_is_taken_along() -> None:
+    one, _ = session([data(b"B")], [data(b"I"), data(b"C")], [])
+    assert await one.receive() == ([b"B", b"I", b"C"], 0)
+
+
+async def test_a_chunk_is_bounded() -> None:
+    one, _ = session([*(data(b"%d" % number) for number in range(wal.CHUNK_MESSAGES + 3)), keepalive(9)])
+    first = await one.receive()
+    assert (len(first.payloads), first.sent) == (wal.CHUNK_MESSAGES, 0)
+    assert await one.receive() == ([b"%d" % (wal.CHUNK_MESSAGES + number) for number in range(3)], 9)
