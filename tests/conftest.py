@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 
-import psycopg
 import pytest
 
+from rowcast.testing.databases import drop_database
 from rowcast.testing.postgres import PostgresServer
 
 _numbers = itertools.count(1)
@@ -42,20 +42,4 @@ def _made(postgres: PostgresServer) -> Iterator[str]:
     name = f"test_{next(_numbers)}"
     url = postgres.create_database(name)
     yield url
-    drop_database(postgres, name)
-
-
-def drop_database(postgres: PostgresServer, name: str) -> None:
-    """Drop a database with its sessions, its slots and every slot of ours that belongs to no database."""
-    with psycopg.connect(postgres.url(), autocommit=True) as connection:
-        connection.execute(
-            "SELECT pg_terminate_backend(active_pid, 5000) FROM pg_replication_slots"
-            " WHERE active_pid IS NOT NULL AND database = %s",
-            [name],
-        )
-        connection.execute(
-            "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots"
-            " WHERE NOT active AND (database = %s OR (database IS NULL AND slot_name LIKE 'rowcast%%'))",
-            [name],
-        )
-        connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)'.encode())
+    drop_database(postgres.url(), name)

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import socket
 import threading
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable, Mapping
 from typing import Generic, TypeVar
 
 import httpx
@@ -37,11 +37,13 @@ class _Stream(Generic[_T]):
         last_event_id: str | None = None,
         topics: Iterable[str] = (),
         snapshot: bool = False,
+        headers: Mapping[str, str] | None = None,
         silence: float = 60.0,
         on_retry: Callable[[str, float], None] = lambda reason, pause: None,
     ) -> None:
         self._session = Session(url, last_event_id=last_event_id, topics=topics, snapshot=snapshot)
         self._token = token
+        self._more = dict(headers or {})
         self._timeout = httpx.Timeout(CONNECT_TIMEOUT, read=silence)
         self._on_retry = on_retry
         self._ending = threading.Event()
@@ -85,8 +87,9 @@ class EventStream(_Stream[AsyncToken]):
     async; it is called at each connect, with True when the last token was refused or has expired, so that a new one
     is needed. None sends none. `last_event_id`: the position to resume from; None starts from now. `topics` narrow the
     stream; none means all of the user's. `snapshot`: have the current rows of the topics first (`rowcast.snapshot`),
-    where their routes have them. `silence`: seconds without a byte, heartbeats included, after which the connection is
-    taken for dead. `on_retry` is told why there is no stream just now, and in how many seconds it is tried again.
+    where their routes have them. `headers` are sent besides, as a cookie. `silence`: seconds without a byte, heartbeats
+    included, after which the connection is taken for dead. `on_retry` is told why there is no stream just now, and in
+    how many seconds it is tried again.
 
     That something was missed for good is an event, `rowcast.reset`: fetch your state anew, the stream goes on.
 
@@ -98,7 +101,7 @@ class EventStream(_Stream[AsyncToken]):
         async with httpx.AsyncClient(timeout=self._timeout) as http:
             while True:
                 try:
-                    headers = session.headers(await self._bearer(session.begin()))
+                    headers = session.headers(await self._bearer(session.begin())) | self._more
                     async with http.stream("GET", session.url, params=session.params, headers=headers) as response:
                         if response.status_code == 200:
                             session.accept(response.headers)
@@ -137,7 +140,7 @@ class SyncEventStream(_Stream[Token]):
         with httpx.Client(timeout=self._timeout) as http:
             while not self._ending.is_set():
                 try:
-                    headers = session.headers(self._bearer(session.begin()))
+                    headers = session.headers(self._bearer(session.begin())) | self._more
                     with http.stream("GET", session.url, params=session.params, headers=headers) as response:
                         if response.status_code == 200:
                             session.accept(response.headers)
