@@ -102,9 +102,18 @@ class DrawnPictures(SphinxPostTransform):
             if uri.startswith("images/") and uri.endswith(".svg"):
                 text = (DOCS / uri).read_text(encoding="utf-8")
                 text = re.sub(r"<style>.*?</style>", "", text, flags=re.DOTALL)
-                raw = nodes.raw("", f'<figure class="drawn">{text}</figure>', format="html")
+                raw = nodes.raw("", f'<figure class="drawn" tabindex="0">{text}</figure>', format="html")
                 parent = image.parent
                 (parent if isinstance(parent, nodes.paragraph) and len(parent) == 1 else image).replace_self(raw)
+
+
+def accessible(app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:
+    """What the theme leaves to be wished for: headings have a level, and what scrolls can be reached by keyboard."""
+    for name in ("furo_navigation_tree", "body"):
+        if isinstance(html := context.get(name), str):
+            html = html.replace('role="heading">', 'role="heading" aria-level="2">')
+            html = html.replace("<pre>", '<pre tabindex="0">')
+            context[name] = html.replace('<div class="table-wrapper', '<div tabindex="0" class="table-wrapper')
 
 
 class CommandOptions(SphinxDirective):
@@ -174,6 +183,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     """What Sphinx calls."""
     app.connect("source-read", links_out)
     app.connect("autodoc-process-docstring", docstrings)
+    app.connect("html-page-context", accessible, priority=900)
     app.add_post_transform(DrawnPictures)
     app.add_directive("command-options", CommandOptions)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -13,6 +13,7 @@ from playwright.sync_api import Page, expect, sync_playwright
 from rowcast.auth.jwt import mint
 from rowcast.config import Config
 from rowcast.testing.server import RowcastServer
+from tools.accessibility import findings_in_light_and_dark, weight
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 SECRET = "0123456789abcdef0123456789abcdef"
@@ -63,6 +64,10 @@ def page(server: RowcastServer) -> Iterator[Page]:
         page = context.new_page()
         page.on("pageerror", lambda error: pytest.fail(str(error)))
         page.goto(f"{server.url}/admin/")
+        expect(page.locator("#state")).to_have_text("all is well", timeout=60_000)
+        loaded = weight(page)
+        assert len(loaded) >= 3, "the page, its style and its script"
+        assert sum(loaded.values()) < 150_000, loaded
         yield page
         browser.close()
 
@@ -89,6 +94,7 @@ def test_an_operator_sees_explains_follows_and_disconnects(page: Page, server: R
             connection.execute("INSERT INTO items (kind) VALUES ('x'), ('hidden')")
         expect(page.locator("#tail")).to_contain_text('"kind":"x"')
         expect(page.locator("#tail")).not_to_contain_text("hidden")
+        assert findings_in_light_and_dark(page) == []
         page.on("dialog", lambda dialog: dialog.accept())
         page.get_by_role("button", name="Disconnect").click()
         expect(page.locator("#user-answer")).to_contain_text("in force from")

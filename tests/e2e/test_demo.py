@@ -19,6 +19,8 @@ import psycopg
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from tools.accessibility import findings_in_light_and_dark, weight
+
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
@@ -262,6 +264,18 @@ class TestBoard:
         sign_in(page, demo, "Priya")
         wait_for_rows(page, "IBM", 2)
         assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+    def test_everybody_can_use_it_and_it_is_light(self, page: Page, demo: Running) -> None:
+        page.goto(demo.url)
+        page.get_by_role("button", name="Priya").wait_for()
+        found = [f"door: {finding}" for finding in findings_in_light_and_dark(page)]
+        sign_in(page, demo, "Priya")
+        wait_for_rows(page, "IBM", 2)
+        found += findings_in_light_and_dark(page)
+        assert found == []
+        loaded = {url: size for url, size in weight(page).items() if "/demo/" not in url}
+        assert len(loaded) > 10, "the page, its styles and its scripts"
+        assert sum(loaded.values()) < 150_000, loaded
 
     def test_lost_and_doubled_rows_would_be_told(self, page: Page, demo: Running) -> None:
         page.goto(demo.url)

@@ -186,15 +186,26 @@ $("tail-form").addEventListener("submit", (event) => {
   $("tail").replaceChildren();
   tail = new EventSource(`tail?topics=${encodeURIComponent($("topic").value)}`);
   $("tail-stop").disabled = false;
-  const add = (text) => {
+  const add = (what, text = "", position = "") => {
     const list = $("tail");
-    list.prepend(Object.assign(document.createElement("li"), { textContent: text }));
+    const line = document.createElement("p");
+    const parts = { time: new Date().toLocaleTimeString("en", { hour12: false }), what, text, position };
+    for (const [name, content] of Object.entries(parts)) {
+      line.append(Object.assign(document.createElement("span"), { className: name, textContent: content }));
+    }
+    list.prepend(line);
     while (list.children.length > TAIL) list.lastChild.remove();
   };
   tail.addEventListener("rowcast.ready", () => add("following …"));
-  tail.addEventListener("rowcast.reset", ({ data }) => add(`reset: ${JSON.parse(data).reason}`));
-  tail.addEventListener("error", () => tail.readyState === EventSource.CLOSED && add("refused: is that a topic?"));
-  tail.onmessage = ({ data, lastEventId }) => add(`${new Date().toLocaleTimeString()}  ${lastEventId}  ${data}`);
+  tail.addEventListener("rowcast.reset", ({ data }) => add("reset", JSON.parse(data).reason));
+  tail.addEventListener("error", () => tail.readyState === EventSource.CLOSED && add("refused", "is that a topic?"));
+  tail.onmessage = ({ data, lastEventId }) => {
+    // As it is, but for what the heading and the columns say already.
+    const { topic, action, record, data: published, metadata, ...rest } = JSON.parse(data);
+    const body = record ?? published ?? rest;
+    const old = rest.changes && Object.keys(rest.changes).length ? `  was ${JSON.stringify(rest.changes)}` : "";
+    add(action ?? "published", JSON.stringify(body) + old, lastEventId);
+  };
 });
 
 function stop() {
