@@ -11,6 +11,7 @@ import fcntl
 import functools
 import http.server
 import json
+import runpy
 import shutil
 import subprocess
 import threading
@@ -26,6 +27,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 from rowcast.auth.jwt import mint
 from rowcast.config import Config
+from rowcast.testing.live import LiveServer
 from rowcast.testing.relay import Relay
 from rowcast.testing.server import RowcastServer
 
@@ -310,3 +312,40 @@ def test_curl(stage: Stage) -> None:
     finally:
         for run in runs:
             run.close()
+
+
+@pytest.fixture
+def htmx(shared_database: str, packages: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The example's address."""
+    monkeypatch.setenv("DATABASE_URL", shared_database)
+    monkeypatch.setenv("NODE_MODULES", str(packages))
+    example = runpy.run_path(str(ROOT / "examples" / "htmx" / "app.py"))
+    with LiveServer(example["cast"], example["app"]) as server:
+        yield server.url
+
+
+def test_htmx(htmx: str, browser: Browser, shared_database: str) -> None:
+    with psycopg.connect(shared_database, autocommit=True) as connection, Relay(int(htmx.rsplit(":", 1)[1])) as relay:
+        pages = [browser.new_page() for _ in range(2)]
+
+        def shown(*texts: str) -> None:
+            for page in pages:
+                page.wait_for_function(
+                    "wanted => [...document.querySelectorAll('li')].map(li => li.innerText).join() === wanted.join()",
+                    arg=texts,
+                    timeout=TIMEOUT * 1000,
+                )
+
+        for page in pages:
+            page.goto(relay.url)
+        pages[0].fill("input", "from a <page>")
+        pages[0].click("button")
+        shown("from a <page>")
+        connection.execute("INSERT INTO tasks (text) VALUES ('from elsewhere')")
+        shown("from a <page>", "from elsewhere")
+        relay.cut()
+        connection.execute("INSERT INTO tasks (text) VALUES ('while it was away')")
+        relay.mend()
+        shown("from a <page>", "from elsewhere", "while it was away")
+        for page in pages:
+            page.close()
