@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ from rowcast.config import Config
 from rowcast.core.entry import user_topic
 from rowcast.core.position import Position
 from rowcast.core.routes import Route
-from rowcast.core.rules import RowRule
+from rowcast.core.rules import RowRule, Rule
 from rowcast.core.template import fits
 from rowcast.errors import BadRequest, ConfigError, Unavailable
 from rowcast.logs.messages import Messages
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from rowcast.core.change import Change
     from rowcast.core.grants import Grant
     from rowcast.hub import Hub
+    from rowcast.limits import Limiter
     from rowcast.ports import Log
 
 RouteFunction = Callable[["Change"], "str | Iterable[str] | None"]
@@ -63,12 +65,19 @@ class Rowcast:
         self.metrics = Metrics(self)
         self.authenticator = Authenticator(self.config)
         self._routes = [route.to_route() for route in self.config.routes]
-        self._rules = [rule.to_rule(index) for index, rule in enumerate(self.config.subscriptions)]
+        self._rules = self.config.to_rules()
+        self._configured = len(self._routes), len(self._rules)
         self._replica: Replica | None = None
         self._changing = asyncio.Lock()
-        self._tokens = True
+        self.tokens = True
         """Whether users come with tokens."""
         self.append_failures = 0
+        self.limiter: Limiter | None = None
+        """What counts requests; None: nothing does."""
+        self.source: Callable[[], Config] | None = None
+        """Reads the configuration anew; None: the program has made it."""
+        self.reloads: Counter[str] = Counter()
+        """How many reloads were "applied" and "refused"."""
         self.siblings: Siblings | None = None
         """The other workers of this host, under `rowcast serve --workers`."""
         self.signals = True
@@ -81,7 +90,10 @@ class Rowcast:
         An override is named with a double underscore for the dot: `server__port=9000`. Raises `ConfigError`
         that points at the line.
         """
-        return cls(Config.load(Path(path), {name.replace("__", "."): value for name, value in overrides.items()}))
+        named = {name.replace("__", "."): value for name, value in overrides.items()}
+        cast = cls(Config.load(Path(path), named))
+        cast.source = lambda: Config.load(Path(path), named)
+        return cast
 
     # Rules in code
 
@@ -136,7 +148,8 @@ class Rowcast:
         def register(function: SubscriptionFunction) -> SubscriptionFunction:
             self._not_running("subscriptions")
             everyone = users == "all"
-            self._rules.append(RowRule.from_function(table, user, function, index=len(self._rules), everyone=everyone))
+            number = len(self._rules) - self._configured[1]
+            self._rules.append(RowRule.from_function(table, user, function, index=number, everyone=everyone))
             return function
 
         return register
@@ -172,7 +185,7 @@ class Rowcast:
         """
         async with self._changing:
             if self._replica is None:
-                if self._tokens:
+                if self.tokens:
                     self.config.require_auth()
                 replica = Replica(self.config, self._routes, self._rules, self.authenticator)
                 await replica.start()
@@ -203,6 +216,27 @@ class Rowcast:
             yield
         finally:
             await self.stop()
+
+    async def reload(self, config: Config | None = None) -> None:
+        """Take over a changed configuration while streams go on: whole, or not at all. See `rowcast.reloading`.
+
+        `config` None: it is read anew from where `from_toml` read it. Raises `ConfigError` or `SetupError` that says
+        why it is refused; everything is then as it was.
+        """
+        from rowcast import reloading
+
+        async with self._changing:
+            await reloading.reload(self, config)
+
+    def rules_with(self, routes: list[Route], rules: list[Rule]) -> tuple[list[Route], list[Rule]]:
+        """All routes and rules as they would be with these in the place of the configuration's. For `reloading`."""
+        return routes + self._routes[self._configured[0] :], rules + self._rules[self._configured[1] :]
+
+    def adopt(self, config: Config, routes: list[Route], rules: list[Rule]) -> None:
+        """Take over a configuration with its routes and rules, which were checked. For `reloading`."""
+        self._routes, self._rules = self.rules_with(routes, rules)
+        self._configured = len(routes), len(rules)
+        self.config = config
 
     def drain(self) -> None:
         """Begin to drain: not ready any more; after `[server] drain_delay` the streams are ended in groups.
@@ -235,7 +269,7 @@ class Rowcast:
         """
         from rowcast.http.app import create_app
 
-        self._tokens = authenticate is None
+        self.tokens = authenticate is None
         return create_app(self, authenticate)
 
     # Publishing and control

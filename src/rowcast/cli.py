@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import sys
 from functools import partial
 from pathlib import Path
@@ -97,6 +98,8 @@ def serve(
     from rowcast.telemetry import journal
 
     journal.install(log_format or "text", log_level or "info")
+    # A reload that is asked for before we serve would end us: what is read is new anyway.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     worker = None
     if workers > 1:
         from rowcast import workers as several
@@ -124,6 +127,7 @@ def serve(
         config = _load(target, overrides)
         journal.install(config.server.log_format, config.server.log_level)
         application = Rowcast(config)
+        application.source = lambda: _load(target, overrides)
     form, level = log_format or config.server.log_format, log_level or config.server.log_level
     journal.install(form, level)
     if worker is not None:

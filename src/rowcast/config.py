@@ -17,6 +17,7 @@ from typing import Any
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from rowcast.cache import parse_keys
+from rowcast.core.rules import Rule
 from rowcast.errors import ConfigError
 from rowcast.logs.redis_url import is_redis
 from rowcast.sections import (
@@ -87,6 +88,20 @@ class Config(Section):
     def routes(self) -> list[RouteSection]:
         """The `[[route]]` sections."""
         return self.route
+
+    def to_rules(self) -> list[Rule]:
+        """The subscription rules. Raises `ConfigError`.
+
+        A rule's number is made of what it says: row changes travel under it, and replicas whose files differ for a
+        moment, in their order or in one rule, must mean the same by it.
+        """
+        found: dict[int, Rule] = {}
+        for section in self.subscription:
+            number = section.number
+            while number in found:
+                number += 1
+            found[number] = section.to_rule(number)
+        return list(found.values())
 
     @property
     def subscriptions(self) -> list[SubscriptionSection]:
@@ -176,8 +191,8 @@ class Config(Section):
             )
         for route in config.route:
             route.to_route()
-        for index, subscription in enumerate(config.subscription):
-            subscription.to_rule(index)
+        config.to_rules()
+        for subscription in config.subscription:
             if subscription.users == "all" and not config.cache.invalidate:
                 raise ConfigError(
                     f'{subscription.at("users")}: users = "all" deletes cached keys: say which, by [cache] invalidate'

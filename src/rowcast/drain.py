@@ -79,6 +79,10 @@ class Drain:
         self.port_closes: Callable[[], None] = lambda: None
         """Called after the delay, before the first stream is ended."""
 
+    def tune(self, *, delay: float, limit: float, rate: int) -> None:
+        """Drain by other figures, if it has not begun."""
+        self._delay, self._limit, self._rate = delay, limit, rate
+
     @property
     def begun(self) -> bool:
         """Whether this replica is draining, or has drained."""

@@ -361,8 +361,21 @@ class Hub:
         """A resubscribe may have been missed: read every connected user anew. Row rules need no reading."""
         self._gains.note(None, self.wire.head)
         if self.subscriptions.has_sql:
-            for user in list(self.users):
-                self.reload(user)
+            self.reload_all()
+        else:
+            self.settle()
+
+    def adopt(self, rules: Sequence[RowRule | SqlRule], loader: Loader | None) -> None:
+        """Go on with other subscription rules: every connected user is read anew, and their streams pause here."""
+        self._gains.note(None, self.wire.head)
+        self.subscriptions = Subscriptions(rules)
+        self.joins.use(loader)
+        self.reload_all()
+
+    def reload_all(self) -> None:
+        """Read every connected user anew."""
+        for user in list(self.users):
+            self.reload(user)
         self.settle()
 
     # The subscriptions' side

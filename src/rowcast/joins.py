@@ -48,6 +48,10 @@ class Joins:
         self._work = asyncio.Event()
         self._reading = asyncio.Lock()
 
+    def use(self, loader: Loader | None) -> None:
+        """Read by another loader from now on. To be called when every user is wanted anew."""
+        self._loader = loader
+
     def want(self, user: str, *, tell: bool = False) -> None:
         """Have a user read (again); a load of them that is under way is ignored. `tell`: once done, say so
         to their streams even if nothing differs."""

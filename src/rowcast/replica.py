@@ -30,6 +30,7 @@ from rowcast.http.channels import ensure_channels
 from rowcast.hub import Hub
 from rowcast.loader import PostgresLoader
 from rowcast.logs import redis_client
+from rowcast.logs.capture import Capture
 from rowcast.logs.guard import Guard
 from rowcast.logs.leader import WalLeader
 from rowcast.logs.memory import MemoryLog
@@ -118,6 +119,8 @@ class Replica:
         self.rules = list(rules)
         """The subscription rules; complete once it runs."""
         self.loader: PostgresLoader | None = None
+        self.capture: Capture | None = None
+        """What makes entries of the WAL; None: this replica never reads it."""
         self._authenticator = authenticator
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -161,6 +164,17 @@ class Replica:
             await self.hub.cache.close()
         if self.pool is not None:
             await self.pool.close()
+
+    @staticmethod
+    def most_streams(configured: int) -> int:
+        """How many streams a replica may have; `configured` 0: as many as it may have files open, but for some."""
+        descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        return configured or max(1, descriptors - DESCRIPTORS_KEPT)
+
+    def also(self, part: Coroutine[Any, Any, None]) -> None:
+        """Run something until it ends, or this replica does."""
+        self._tasks = [task for task in self._tasks if not task.done() or task is self._tasks[0]]
+        self._run(part)
 
     # Making the parts
 
@@ -263,6 +277,7 @@ class Replica:
             publication=postgres.publication,
             wal_sender_timeout=postgres.wal_sender_timeout,
         )
+        self.capture = log.capture
         self.guard = Guard(
             log,
             self.pool,
@@ -308,6 +323,7 @@ class Replica:
             redo=self.config.log.redo,
             wal_sender_timeout=postgres.wal_sender_timeout,
         )
+        self.capture = leader.capture
         self.guard = SlotWatch(
             leader,
             self.pool,
@@ -364,7 +380,6 @@ class Replica:
 
     def _make_hub(self, reader: RowReader | None) -> Hub:
         server = self.config.server
-        descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         return Hub(
             self.log,
             self.rules,
@@ -372,7 +387,7 @@ class Replica:
             replica=self.name,
             ring_bytes=self.config.log.ring_bytes,
             max_event=server.max_event,
-            max_streams=server.max_streams or max(1, descriptors - DESCRIPTORS_KEPT),
+            max_streams=self.most_streams(server.max_streams),
             max_streams_per_user=server.max_streams_per_user,
             heartbeat=server.heartbeat,
             reader=reader,

@@ -7,6 +7,7 @@ docs/reference/configuration.md.
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
@@ -254,6 +255,11 @@ class SubscriptionSection(_Located):
     users: Literal["connected", "all"] = "connected"
     sql: Name | None = None
     depends_on: dict[str, str] | None = None
+
+    @property
+    def number(self) -> int:
+        """A number that is made of what the section says; 30 bits."""
+        return zlib.crc32(self.model_dump_json().encode()) & 0x3FFFFFFF
 
     def to_rule(self, index: int) -> Rule:
         """The rule that this section describes. Raises `ConfigError`."""

@@ -33,7 +33,9 @@ from rowcast.drain import Drain
 from rowcast.errors import ConfigError, SetupError
 from rowcast.http import redact, takeover
 from rowcast.sections import Server as ServerSection
+from rowcast.signals import Terminal
 from rowcast.sockets import address_of, listen
+from rowcast.telemetry import journal
 from rowcast.tls import Certificate
 from rowcast.workers import Worker, require_shared
 
@@ -185,6 +187,8 @@ class Server(uvicorn.Server):
     ) -> None:
         super().__init__(config)
         self._certificate = certificate
+        self._hangup = asyncio.Event()
+        self._terminal = Terminal()
         self._worker = worker
         self._on_ready = on_ready
         self._sock = sock
@@ -201,7 +205,11 @@ class Server(uvicorn.Server):
         """Serve until a signal."""
         self._loop = asyncio.get_running_loop()
         self._task = asyncio.current_task()
-        await super().serve(sockets)
+        reloading = asyncio.create_task(self._reload())
+        try:
+            await super().serve(sockets)
+        finally:
+            reloading.cancel()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start the application, listen, and say so."""
@@ -242,6 +250,7 @@ class Server(uvicorn.Server):
         """As uvicorn's, but a signal that was obeyed is not raised again afterwards: its end is a success."""
         signals = (signal.SIGINT, signal.SIGTERM)
         before = {number: signal.signal(number, self.handle_exit) for number in signals}
+        before[signal.SIGHUP] = signal.signal(signal.SIGHUP, self._on_hangup)
         try:
             yield
         finally:
@@ -255,6 +264,29 @@ class Server(uvicorn.Server):
         self.should_exit = True
         # We are between any two bytecodes of the loop's thread: touch nothing of the application here.
         self._loop.call_soon_threadsafe(self._obey, sig)
+
+    def _on_hangup(self, sig: int, frame: FrameType | None) -> None:
+        """Reload; but the end of the terminal that we were started in is ours, too."""
+        if self._terminal.hung_up():
+            if not self.should_exit:
+                self.handle_exit(signal.SIGTERM, frame)
+        else:
+            self._loop.call_soon_threadsafe(self._hangup.set)
+
+    async def _reload(self) -> None:
+        """Reload the configuration and the certificate whenever it is asked for."""
+        while True:
+            await self._hangup.wait()
+            self._hangup.clear()
+            if self._certificate is not None:
+                self._certificate.reload()
+            for cast in self._casts:
+                # What was wrong is in the log already.
+                with contextlib.suppress(Exception):
+                    await cast.reload()
+                    section = cast.config.server
+                    if cast.source is not None:
+                        journal.install(section.log_format, section.log_level)
 
     async def on_tick(self, counter: int) -> bool:
         """Also end when a part of a replica failed that must not: started anew, it can work again. And look at files

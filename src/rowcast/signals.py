@@ -146,6 +146,24 @@ class _Wakeups:
                     os.write(self._theirs, others)
 
 
+class Terminal:
+    """The terminal that this process was started in, if any: when it goes, SIGHUP comes as it does for a reload."""
+
+    def __init__(self) -> None:
+        self._was = _is_terminal()
+
+    def hung_up(self) -> bool:
+        """Whether there was one, and it is gone."""
+        return self._was and not _is_terminal()
+
+
+def _is_terminal() -> bool:
+    try:
+        return os.isatty(0)
+    except OSError:
+        return False
+
+
 def _is_of_a_loop(handler: Any) -> bool:
     """Whether a handler is what a loop's add_signal_handler puts in place, uvloop's or asyncio's."""
     of_uvloop = isinstance(getattr(handler, "__self__", None), asyncio.AbstractEventLoop)

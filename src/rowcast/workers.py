@@ -29,6 +29,7 @@ from typing import cast
 
 from rowcast import jitter
 from rowcast.errors import ConfigError
+from rowcast.signals import Terminal
 from rowcast.sockets import address_of, listen
 from rowcast.telemetry import journal
 from rowcast.telemetry.journal import get_logger
@@ -159,6 +160,9 @@ class Supervisor:
         self._writers: dict[int, asyncio.StreamWriter] = {}
         self._started: set[int] = set()
         self._listening: set[int] = set()
+        self._terminal = Terminal()
+        self._to_reload: set[int] = set()
+        """Workers that were starting when a reload was asked for: they may have read the old file."""
         self._first = asyncio.Event()
         self._ending = asyncio.Event()
         self._port: socket.socket | None = None
@@ -170,6 +174,7 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for number in _SIGNALS:
             loop.add_signal_handler(number, self._on_signal, number)
+        loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
         keepers = [asyncio.create_task(self._keep(1))]
         first = asyncio.create_task(self._first.wait())
         await asyncio.wait([first, keepers[0]], return_when=asyncio.FIRST_COMPLETED)
@@ -192,6 +197,22 @@ class Supervisor:
         for process in self._processes.values():
             with contextlib.suppress(ProcessLookupError):
                 process.send_signal(signal.SIGKILL if again else number)
+
+    def _on_hangup(self) -> None:
+        """Have every worker reload; the end of our terminal is ours."""
+        if self._terminal.hung_up():
+            if not self._ending.is_set():
+                self._on_signal(signal.SIGTERM)
+            return
+        for number in self._processes:
+            self._to_reload.add(number)
+            self._have_reloaded(number)
+
+    def _have_reloaded(self, number: int) -> None:
+        if number in self._to_reload and number in self._listening:
+            self._to_reload.discard(number)
+            with contextlib.suppress(ProcessLookupError):
+                self._processes[number].send_signal(signal.SIGHUP)
 
     async def _keep(self, number: int) -> None:
         pause = 0.0
@@ -265,6 +286,7 @@ class Supervisor:
                     writer.write(b"go\n")
         elif line[0] == "listening":
             self._listening.add(number)
+            self._have_reloaded(number)
             if len(self._listening) == self._count and not self._announced:
                 self._announced = True
                 assert self._port is not None

@@ -142,6 +142,12 @@ class Authenticator:
             self._headers.popitem(last=False)
         return self._grant(claims)
 
+    def adopt(self, other: Authenticator) -> None:
+        """Verify as another one does from now on; who was disconnected stays so."""
+        revoked = self._revoked
+        vars(self).update(vars(other))
+        self._revoked = revoked
+
     def revoke(self, user: str, at: float) -> None:
         """Refuse the user's tokens that were issued before `at` (Unix time in seconds), or don't say when.
 

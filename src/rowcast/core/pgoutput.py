@@ -90,6 +90,11 @@ class Decoder:
         self.in_transaction = False
         """Whether a Begin has come, and its Commit has not."""
 
+    def ask_again(self) -> None:
+        """What is wanted has changed: ask of every relation that is known."""
+        if self._wanted is not None:
+            self._relations = {oid: (known, self._wanted(known)) for oid, (known, _) in self._relations.items()}
+
     @property
     def index(self) -> int:
         """How many changes of the current transaction have been counted."""

@@ -177,6 +177,20 @@ class Router:
         self._broken: set[tuple[int, str]] = set()
         """Rules, by index, that could not be bound to a table as it was last."""
 
+    def replace(self, routes: Sequence[Route], rules: Sequence[Rule]) -> None:
+        """Go on with other routes and rules, from the next change on.
+
+        The first change that a new rule sees has everybody's topics read again, on every replica that has the rule by
+        then: before it nothing was told of the rule's tables.
+        """
+        kept = [rule.index for rule in self.rules]
+        fresh = [rule for rule in rules if rule.index not in kept]
+        self._broken = {place for place in self._broken if place[0] in kept}
+        self._broken |= {(rule.index, table) for rule in fresh for table in tables_of(rule)}
+        self.routes, self.rules = tuple(routes), tuple(rules)
+        self.tables = {route.table for route in routes}.union(*(tables_of(rule) for rule in rules))
+        self._plans.clear()
+
     @property
     def poisoned(self) -> int:
         """Rows that were skipped, or values taken for NULL, since a route, rule or decoder raised."""

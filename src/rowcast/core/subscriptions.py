@@ -190,6 +190,8 @@ class Subscriptions:
     def apply(self, entry: Entry) -> Effect:
         """Apply a ROW entry at its place."""
         change: RowChange = entry.body
+        if change.rule not in self._rules:
+            return Effect([], [])  # of a replica with other rules
         self._recent.append((entry.xid, entry.place, change))
         changed: list[TopicChange] = []
         stale: list[str] = []
@@ -208,6 +210,8 @@ class Subscriptions:
 
     def gaining(self, change: RowChange) -> list[str] | None:
         """The users, connected or not, who may get topics by a change; None when it does not tell."""
+        if change.rule not in self._rules:
+            return []
         if change.reload:
             return None
         rule = self._rules[change.rule]

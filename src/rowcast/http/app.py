@@ -76,10 +76,9 @@ def create_app(cast: Rowcast, authenticate: Authenticate | None = None) -> Starl
                 allow_credentials="*" not in origins,
             )
         )
-    limiter = Limiter.of(cast.config)
-    if limiter is not None:
-        proxies = Proxies(cast.config.server.trusted_proxies)
-        middleware.append(Middleware(limited.Limited, limiter=limiter, proxies=proxies))
+    cast.limiter = Limiter.of(cast.config)
+    proxies = Proxies(cast.config.server.trusted_proxies)
+    middleware.append(Middleware(limited.Limited, limiter=lambda: cast.limiter, proxies=proxies))
     middleware.append(Middleware(Running, cast=cast))
     redact.install()
 
@@ -87,8 +86,8 @@ def create_app(cast: Rowcast, authenticate: Authenticate | None = None) -> Starl
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         async with cast.lifespan():
             yield
-        if limiter is not None:
-            await limiter.close()
+        if cast.limiter is not None:
+            await cast.limiter.close()
 
     app = Starlette(
         routes=routes,

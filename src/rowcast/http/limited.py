@@ -8,6 +8,8 @@ down before it is refused.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -22,22 +24,23 @@ _UNLIMITED = frozenset({"/healthz", "/readyz", "/health", "/metrics"})
 
 
 class Limited:
-    """Counts requests by client address, and refuses those over a limit.
+    """Counts requests by client address, and refuses those over a limit. `limiter` gives what counts (None: nothing).
 
     Not counted are streams (they are bounded by `max_streams`), webhooks (their senders have a secret, and would
     be retried for ever) and what monitors ask for.
     """
 
-    def __init__(self, app: ASGIApp, limiter: Limiter, proxies: Proxies) -> None:
+    def __init__(self, app: ASGIApp, limiter: Callable[[], Limiter | None], proxies: Proxies) -> None:
         self._app = app
         self._limiter = limiter
         self._proxies = proxies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or is_exempt(scope["method"], path := path_of(scope)):
+        limiter = self._limiter()
+        if limiter is None or scope["type"] != "http" or is_exempt(scope["method"], path := path_of(scope)):
             await self._app(scope, receive, send)
             return
-        verdict = await self._limiter.check(self._client(scope), path)
+        verdict = await limiter.check(self._client(scope), path)
         if verdict is None:
             await self._app(scope, receive, send)
             return

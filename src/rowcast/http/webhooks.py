@@ -30,6 +30,7 @@ from rowcast.sources.records import Delivery
 
 if TYPE_CHECKING:
     from rowcast.cast import Rowcast
+    from rowcast.config import Config
     from rowcast.replica import Replica
 
 MAX_BODY = 8 << 20
@@ -47,7 +48,7 @@ class Webhooks:
     def __init__(self, cast: Rowcast, deliveries: Deliveries | None = None) -> None:
         self._cast = cast
         self._deliveries = deliveries if deliveries is not None else MemoryDeliveries()
-        self._made: tuple[Replica, Intake] | None = None
+        self._made: tuple[Replica, Config, Intake] | None = None
         self._refused = 0
         cast.metrics.poisoned_by(lambda: self.poisoned)
 
@@ -55,12 +56,14 @@ class Webhooks:
     def intake(self) -> Intake:
         """The way into the log of the replica that runs now."""
         replica = self._cast.replica
-        if self._made is None or self._made[0] is not replica:
-            config = self._cast.config
+        config = self._cast.config
+        if self._made is None or self._made[0] is not replica or self._made[1] is not config:
+            self._refused = self.poisoned
             # With a database of our own, its WAL brings the logical messages.
             messages = None if config.postgres is not None else Messages(config.signing_secret)
             self._made = (
                 replica,
+                config,
                 Intake(
                     replica.router.routes,
                     self._cast.append,
@@ -70,12 +73,12 @@ class Webhooks:
                     max_event=config.server.max_event,
                 ),
             )
-        return self._made[1]
+        return self._made[2]
 
     @property
     def poisoned(self) -> int:
         """Records that could not be taken, and those that a route could not deal with."""
-        return self._refused + (0 if self._made is None else self._made[1].router.poisoned)
+        return self._refused + (0 if self._made is None else self._made[2].router.poisoned)
 
     def refuse(self, records: int) -> None:
         """So many records could not be taken."""
@@ -84,7 +87,7 @@ class Webhooks:
     @property
     def problems(self) -> list[str]:
         """What went wrong with records and still matters, for the operator."""
-        return [] if self._made is None else self._made[1].router.problems
+        return [] if self._made is None else self._made[2].router.problems
 
 
 async def sequin(request: Request) -> Response:

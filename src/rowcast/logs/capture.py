@@ -56,6 +56,14 @@ class Capture:
         self.position = position
         self.finished = position[0]
 
+    def ask_again(self) -> None:
+        """The router wants other tables than before."""
+        self._decoder.ask_again()
+
+    def accept(self, secret: bytes | None) -> None:
+        """Take messages, too, that are signed with this secret."""
+        self._messages.accept(secret)
+
     def take(self, payloads: Iterable[bytes], sent: int = 0) -> list[Entry] | None:
         """The entries of pgoutput messages; None when not even the position moved on.
 

@@ -106,6 +106,10 @@ class Guard:
         failure = [f"the guard of the log fails: {self._failure}"] if self._failure else []
         return [*failure, *self._held_problems.values(), *self._publication_problems]
 
+    def watch_tables(self, tables: Catalog) -> None:
+        """Have these tables in the publication from now on."""
+        self._tables = tables
+
     async def run(self) -> None:
         """Round after round, for ever."""
         while True:

@@ -162,6 +162,11 @@ class WalLeader:
         reason = f": {problem}" if problem else ""
         return f"no replica has read the WAL for {silent:.0f} s{reason}"
 
+    @property
+    def capture(self) -> Capture:
+        """What makes entries of the WAL."""
+        return self._capture
+
     async def start_anew(self, reason: str) -> None:
         """Have the slot made anew, and with it the log: every stream is reset. For whoever leads, or when nobody does.
 

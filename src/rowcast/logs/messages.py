@@ -59,9 +59,17 @@ class Messages:
     """Makes and verifies messages. `secret` None: none can be made, and none is accepted."""
 
     def __init__(self, secret: bytes | None) -> None:
-        self._key = None if secret is None else hmac.digest(secret, b"rowcast logical message", "sha256")
+        self._key = None if secret is None else _key(secret)
+        self._keys = [] if self._key is None else [self._key]
         self.refused = 0
         """Messages with our prefix that were not signed by us, or that a later version wrote."""
+
+    def accept(self, secret: bytes | None) -> None:
+        """Take messages, too, that are signed with this secret. Ours go on being signed as they were, so that replicas
+        which do not know of it yet take them."""
+        if secret is not None and (key := _key(secret)) not in self._keys:
+            self._keys.append(key)
+            self._key = self._key or key
 
     def compose(self, draft: Draft) -> tuple[str, bytes]:
         """A nonce by which the message can be recognised, and its content.
@@ -119,7 +127,7 @@ class Messages:
 
     def _verified(self, content: bytes) -> _Text | None:
         signature, text = content[:_SIGNATURE], content[_SIGNATURE + 1 :]
-        if self._key is None or not hmac.compare_digest(signature, self._sign(text)):
+        if not any(hmac.compare_digest(signature, _signed(text, key)) for key in self._keys):
             self.refused += 1
             return None
         try:
@@ -135,7 +143,15 @@ class Messages:
     def _sign(self, text: bytes) -> bytes:
         if self._key is None:
             raise ConfigError("publishing and control need something to sign with: set [api] key")
-        return hmac.new(self._key, text, hashlib.sha256).hexdigest().encode()
+        return _signed(text, self._key)
+
+
+def _key(secret: bytes) -> bytes:
+    return hmac.digest(secret, b"rowcast logical message", "sha256")
+
+
+def _signed(text: bytes, key: bytes) -> bytes:
+    return hmac.new(key, text, hashlib.sha256).hexdigest().encode()
 
 
 def _entry(read: _Text, message: Message) -> Entry:

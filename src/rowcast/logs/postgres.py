@@ -195,6 +195,11 @@ class PostgresLog:
         """Monotonic time at which a transaction came by last."""
         return self._capture.last_commit
 
+    @property
+    def capture(self) -> Capture:
+        """What makes entries of the WAL."""
+        return self._capture
+
     def restart_session(self, reason: str) -> None:
         """End the session, so that a new one starts from the position, or from a new anchor."""
         if self._session is not None:

@@ -73,6 +73,10 @@ class SlotWatch:
         failure = f"the slot can't be watched: {self._failure}" if self._failure else ""
         return [problem for problem in (failure, self._held_problem, *self._publication_problems) if problem]
 
+    def watch_tables(self, tables: Catalog) -> None:
+        """Have these tables in the publication from now on."""
+        self._tables = tables
+
     async def run(self) -> None:
         """Round after round, for ever."""
         while True:

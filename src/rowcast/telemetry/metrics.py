@@ -74,6 +74,10 @@ class Metrics(Collector):
         yield CounterMetricFamily(
             "rowcast_log_append_failures", "Appends to the log that failed", value=self._cast.append_failures
         )
+        reloads = CounterMetricFamily("rowcast_config_reloads", "Reloads of the configuration", labels=["result"])
+        for result in ("applied", "refused"):
+            reloads.add_metric([result], self._cast.reloads[result])
+        yield reloads
         yield GaugeMetricFamily(
             "rowcast_control_pending", "Control entries that wait for the log", value=len(replica.pending)
         )
