@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from rowcast.hub import Hub
     from rowcast.limits import Limiter
     from rowcast.ports import Log
+    from rowcast.telemetry.traces import Traces
 
 RouteFunction = Callable[["Change"], "str | Iterable[str] | None"]
 SubscriptionFunction = Callable[[dict[str, Any]], Iterable[str]]
@@ -72,6 +73,8 @@ class Rowcast:
         self.tokens = True
         """Whether users come with tokens."""
         self.append_failures = 0
+        self.traces = _traces() if self.config.server.traces else None
+        """Makes spans; None: nobody wants any."""
         self.limiter: Limiter | None = None
         """What counts requests; None: nothing does."""
         self.source: Callable[[], Config] | None = None
@@ -187,7 +190,7 @@ class Rowcast:
             if self._replica is None:
                 if self.tokens:
                     self.config.require_auth()
-                replica = Replica(self.config, self._routes, self._rules, self.authenticator)
+                replica = Replica(self.config, self._routes, self._rules, self.authenticator, self.traces)
                 await replica.start()
                 self._replica = replica
                 if (worker := workers.current()) is not None:
@@ -340,11 +343,7 @@ class Rowcast:
         A control that can't be appended is in force on this replica at once, and is kept until it can be.
         """
         if draft.control is None:
-            try:
-                return await self.log.append(draft)
-            except Unavailable:
-                self.append_failures += 1
-                raise
+            return await self._publish(draft)
         pending = self.replica.pending
         if not len(pending) and self.log.state().ok:
             with contextlib.suppress(Unavailable, TimeoutError):
@@ -354,9 +353,32 @@ class Rowcast:
         # Behind what is kept already: the order in which they were asked for is that of the log.
         return pending.keep(draft)
 
+    async def _publish(self, draft: Draft) -> Position:
+        with contextlib.nullcontext() if self.traces is None else self.traces.publishing() as span:
+            if span is not None and draft.form == "data":
+                draft = msgspec.structs.replace(draft, trace=span.traceparent)
+            try:
+                position = await self.log.append(draft)
+            except Unavailable:
+                self.append_failures += 1
+                raise
+            if span is not None:
+                span.published(position)
+            return position
+
     def _not_running(self, what: str) -> None:
         if self._replica is not None:
             raise RuntimeError(f"@cast.{what} must come before Rowcast is started")
+
+
+def _traces() -> Traces:
+    try:
+        from rowcast.telemetry.traces import Traces
+    except ImportError as error:
+        raise ConfigError(
+            f"[server] traces needs more than is installed ({error}); run: pip install 'rowcast[otel]'"
+        ) from None
+    return Traces()
 
 
 def _draft(topic: str | None, data: Any, *, user: str | None, event: str | None, key: str | None) -> Draft:

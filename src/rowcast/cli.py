@@ -67,6 +67,7 @@ def demo(port: int, replicas: int, log: str, browser: bool) -> None:
 @option("--tls-cert", envvar="ROWCAST_SERVER_TLS_CERT", metavar="FILE", help="PEM; watched for its renewal.")
 @option("--tls-key", envvar="ROWCAST_SERVER_TLS_KEY", metavar="FILE", help="PEM.  [default: in the file of --tls-cert]")
 @option("--http2/--no-http2", envvar="ROWCAST_SERVER_HTTP2", default=None, help="Speak HTTP/2 too.  [default: no]")
+@option("--traces/--no-traces", envvar="ROWCAST_SERVER_TRACES", default=None, help="OpenTelemetry's.  [default: no]")
 @option("--access-log/--no-access-log", envvar="ROWCAST_ACCESS_LOG", default=True, help="One line per request.")
 @option(
     "--log-level",
@@ -90,6 +91,7 @@ def serve(
     tls_cert: str | None,
     tls_key: str | None,
     http2: bool | None,
+    traces: bool | None,
     access_log: bool,
     log_level: Level | None,
     log_format: Format | None,
@@ -115,12 +117,17 @@ def serve(
     from rowcast.config import Config
 
     overrides: dict[str, Any] = {"server.host": host, "server.port": port, "postgres.url": postgres, "log.url": log}
-    overrides |= {"server.tls_cert": tls_cert, "server.tls_key": tls_key, "server.http2": http2}
+    overrides |= {
+        "server.tls_cert": tls_cert,
+        "server.tls_key": tls_key,
+        "server.http2": http2,
+        "server.traces": traces,
+    }
     overrides |= {"server.log_level": log_level, "server.log_format": log_format}
     application: Any
     if target is not None and server.is_reference(target):
-        if postgres or log:
-            raise click.UsageError(f"--postgres and --log don't reach into {target}: it configures itself")
+        if postgres or log or traces:
+            raise click.UsageError(f"--postgres, --log and --traces don't reach into {target}: it configures itself")
         application = server.load(target)
         config = application.config if isinstance(application, Rowcast) else Config()
     else:

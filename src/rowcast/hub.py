@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from rowcast import jitter
 from rowcast.absent import Absentees
@@ -35,6 +36,9 @@ from rowcast.snapshots import Snapshots
 from rowcast.telemetry.histogram import Histogram
 from rowcast.telemetry.journal import get_logger
 from rowcast.wheel import Wheel
+
+if TYPE_CHECKING:
+    from rowcast.telemetry.traces import Traces
 
 logger = get_logger(__name__)
 
@@ -119,8 +123,14 @@ class Hub:
         """Of these, those that wait for a place besides their user's subscriptions."""
         self._writing = Flush(self.wake, latency=self.latency.add)
         self._on_disconnect = on_disconnect
+        self._traces: Traces | None = None
         self._moved = asyncio.Event()
         self._since = self._now = time.time()
+
+    def trace(self, traces: Traces) -> None:
+        """Make a span of each catch-up from now on."""
+        self._traces = traces
+        self.wire.caught_up = traces.caught_up
 
     # What others ask
 
@@ -384,7 +394,7 @@ class Hub:
         """Read a user's rules anew; their streams pause here until that is done."""
         for stream in self.users.get(user, ()):
             stream.pause(self.wire.head)
-            self.catchups["query"] += 1
+            self._note_catchup(stream, "query")
         self.subscriptions.expect(user)
         self.joins.want(user, tell=tell)
 
@@ -480,7 +490,7 @@ class Hub:
         try:
             stream.wake()
             if stream.pending and stream.bound():
-                self.catchups["slow"] += 1
+                self._note_catchup(stream, "slow")
         except Exception:
             logger.exception("stream_failed", "a stream could not be woken")
             self.drop(stream)
@@ -489,7 +499,7 @@ class Hub:
         """A stream's transport is full: it catches up when it has drained, and `again` is called."""
         if stream.state is StreamState.LIVE:
             stream.lag()
-            self.catchups["slow"] += 1
+            self._note_catchup(stream, "slow")
 
     def again(self, stream: Stream) -> None:
         """A stream has something to be taken that is in no hurry, or more of what it missed: wake it in its turn."""
@@ -511,6 +521,8 @@ class Hub:
         stream.topics = frozenset()
         stream.state = StreamState.ENDED
         stream.release()
+        if self._traces is not None:
+            self._traces.gone(stream)
         self.wheel.remove(stream)
         streams = self.users[stream.grant.user]
         streams.remove(stream)
@@ -543,7 +555,7 @@ class Hub:
         mark = 0 if cursor is None else cursor.mark
         stream.start(topics, place, reset, anew=anew, held=held or (), mark=mark)
         if place is not None:
-            self.catchups["reconnect"] += 1
+            self._note_catchup(stream, "reconnect")
         self._mark(stream)
 
     def _resumable(self, cursor: Position | None) -> tuple[str | None, Place | None]:
@@ -571,7 +583,7 @@ class Hub:
     def push_block(self, stream: Stream, place: Place, block: bytes) -> None:
         """Give a LIVE stream a block after which it has everything up to a place."""
         if stream.push_block(place, block):
-            self.catchups["slow"] += 1
+            self._note_catchup(stream, "slow")
         self.deliveries += 1
         self._mark(stream)
 
@@ -580,6 +592,11 @@ class Hub:
         self._flush()
 
     # Inside
+
+    def _note_catchup(self, stream: Stream, cause: str) -> None:
+        self.catchups[cause] += 1
+        if self._traces is not None and stream.state is StreamState.BEHIND:
+            self._traces.behind(stream, cause)
 
     def _reindex(self, stream: Stream, topics: frozenset[str]) -> None:
         """Bring the index from the stream's topics to new ones. To be called before the stream changes."""

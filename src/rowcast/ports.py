@@ -26,7 +26,7 @@ class Draft(msgspec.Struct, frozen=True):
     and is sent beside its topic; "event" is the whole event, as it is to be sent; "sweep" is one, too, for every
     topic that begins with `topic` (a SWEEP entry). `at` is the Unix time at which a control was asked for, in
     seconds; 0: now. `once` names what is to be in the log only once (see `Log.remembers`); "": it has no name.
-    `interval`: see `entry.Entry`, in microseconds.
+    `interval`: see `entry.Entry`, in microseconds. `trace`: the W3C `traceparent` of whoever published it; "": none.
     """
 
     topic: str = ""
@@ -39,6 +39,7 @@ class Draft(msgspec.Struct, frozen=True):
     at: float = 0.0
     once: str = ""
     interval: int = 0
+    trace: str = ""
 
 
 class Bounds(msgspec.Struct, frozen=True):

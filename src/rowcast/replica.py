@@ -7,7 +7,7 @@ import math
 import resource
 import secrets
 from collections.abc import Coroutine, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
@@ -54,6 +54,9 @@ from rowcast.sources.wal import options
 from rowcast.spool import Budget
 from rowcast.telemetry.journal import get_logger
 
+if TYPE_CHECKING:
+    from rowcast.telemetry.traces import Traces
+
 logger = get_logger(__name__)
 
 Pool = AsyncConnectionPool[psycopg.AsyncConnection[tuple[Any, ...]]]
@@ -91,7 +94,9 @@ class Replica:
         routes: Sequence[Route],
         rules: Sequence[Rule],
         authenticator: Authenticator,
+        traces: Traces | None = None,
     ) -> None:
+        self._traces = traces
         self.config = config
         self.id = secrets.token_hex(4)
         self.name = config.server.name or self.id
@@ -204,6 +209,10 @@ class Replica:
             self.router = Router(self._routes, envelope=self.config.server.envelope)
             self.log = self._pick_log(None)
         self.hub = self._make_hub(reader)
+        if self._traces is not None:
+            self.hub.trace(self._traces)
+            if self.capture is not None:
+                self.capture.traces = self._traces
         self.drain = self._make_drain()
         self.pending = Pending(self.hub, self.log)
         if self.config.cache.invalidate:

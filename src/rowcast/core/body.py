@@ -216,11 +216,13 @@ class ChangeBody(msgspec.Struct, gc=False, eq=False):
 
 
 class PublishBody:
-    """Published data: `{"topic": …, "data": …}`, with `"key"` if one was given. `data` is JSON text."""
+    """Published data: `{"topic": …, "data": …}`, with `"key"` if one was given. `data` is JSON text. `trace` is the
+    `traceparent` of whoever published it, for `metadata` ("": there is none)."""
 
-    __slots__ = ("_data", "_key", "_topic")
+    __slots__ = ("_data", "_key", "_topic", "_trace")
 
-    def __init__(self, topic: str, data: bytes, key: str | None = None) -> None:
+    def __init__(self, topic: str, data: bytes, key: str | None = None, trace: str = "") -> None:
+        self._trace = trace
         self._topic = topic
         self._data = data
         self._key = key
@@ -239,6 +241,8 @@ class PublishBody:
         event: dict[str, Any] = {"topic": self._topic, "data": values.json_line(self._data)}
         if self._key is not None:
             event["key"] = self._key
+        if self._trace:
+            event["metadata"] = {"traceparent": self._trace}
         encoded = _encode(event)
         if len(encoded) > limit:
             event |= {"data": None, "metadata": {"truncated": True}}
@@ -249,7 +253,7 @@ class PublishBody:
 
 
 def body_of(
-    form: Literal["data", "event", "sweep"], topic: str, data: bytes, key: str | None
+    form: Literal["data", "event", "sweep"], topic: str, data: bytes, key: str | None, trace: str = ""
 ) -> PublishBody | EncodedBody:
     """The body of what was put into the log in a form; see `ports.Draft`."""
-    return PublishBody(topic, data, key) if form == "data" else EncodedBody(data)
+    return PublishBody(topic, data, key, trace) if form == "data" else EncodedBody(data)

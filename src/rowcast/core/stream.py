@@ -73,7 +73,8 @@ class Wire:
     """What all streams of a hub share: the log's epoch and head, the limit of an event, the ring."""
 
     __slots__ = (
-        "epoch", "head", "mark", "max_event", "read_back", "replica", "resets", "ring", "snapshots", "throttle",
+        "caught_up", "epoch", "head", "mark", "max_event", "read_back", "replica", "resets", "ring", "snapshots",
+        "throttle",
     )  # fmt: skip
 
     def __init__(self, ring: Ring, *, max_event: int, replica: str) -> None:
@@ -89,6 +90,8 @@ class Wire:
         """What is put behind the ids of LIVE streams; "" when nothing is held."""
         self.resets = 0
         """How often a stream was told to refetch."""
+        self.caught_up: Callable[[Stream], None] | None = None
+        """Told of each stream that has caught up; None: nobody wants to know."""
         self.read_back: Callable[[Stream], bool] = lambda stream: False
         """Have a stream fed from the log, from its cursor on; False: the log can't be read back."""
 
@@ -598,6 +601,8 @@ class Stream:
                 self._walk_from = None
                 self._walk_topics = frozenset()
                 self._deferred.clear()  # the hub has them too
+                if self.wire.caught_up is not None:
+                    self.wire.caught_up(self)
 
     def _take_turn(self) -> None:
         turn, self._turns = self._turns[0], self._turns[1:]
@@ -702,6 +707,8 @@ class Stream:
             self._owe(owed)
         else:
             self.state = StreamState.LIVE
+            if self.wire.caught_up is not None:
+                self.wire.caught_up(self)
 
     def _reset_block(self, reason: str, place: Place, owed: frozenset[str]) -> bytes:
         position = self._position(place, owed)

@@ -80,6 +80,10 @@ def create_app(cast: Rowcast, authenticate: Authenticate | None = None) -> Starl
     proxies = Proxies(cast.config.server.trusted_proxies)
     middleware.append(Middleware(limited.Limited, limiter=lambda: cast.limiter, proxies=proxies))
     middleware.append(Middleware(Running, cast=cast))
+    if cast.traces is not None:
+        from rowcast.telemetry.traces import Traced
+
+        middleware.insert(0, Middleware(Traced, traces=cast.traces))
     redact.install()
 
     @asynccontextmanager

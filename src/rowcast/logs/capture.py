@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from rowcast.core.change import Change, Message, Relation
 from rowcast.core.entry import Entry
 from rowcast.core.pgoutput import Begin, Commit, Decoder
 from rowcast.core.position import MINOR_SPACING, ORIGIN, Place
 from rowcast.logs.messages import Messages
+
+if TYPE_CHECKING:
+    from rowcast.telemetry.traces import Traces
 
 
 class Routing(Protocol):
@@ -43,6 +46,8 @@ class Capture:
         """Every entry at or below it has been taken."""
         self.finished = 0
         """Every transaction that ends at or below this LSN has been taken whole: the server may forget it."""
+        self.traces: Traces | None = None
+        """Makes a span of each batch; None: nobody wants any."""
         self.last_commit = 0.0
         """Monotonic time at which a transaction came by last."""
 
@@ -70,6 +75,15 @@ class Capture:
         `sent`: the server says that it has sent everything below this LSN (0: it does not say). Raises
         `DecodeError`; the position is then that of before.
         """
+        if self.traces is None:
+            return self._take(payloads, sent)
+        begun = time.time_ns()
+        entries = self._take(payloads, sent)
+        if entries:
+            self.traces.captured(begun, len(entries), self.position)
+        return entries
+
+    def _take(self, payloads: Iterable[bytes], sent: int) -> list[Entry] | None:
         decoder = self._decoder
         decode, route = decoder.decode, self._router.route
         entries: list[Entry] = []

@@ -16,7 +16,7 @@ def entry_of(draft: Draft, place: Place, now: float) -> Entry:
     return Entry(
         Kind.SWEEP if draft.form == "sweep" else Kind.DATA,
         place,
-        body_of(draft.form, draft.topic, draft.data, draft.key),
+        body_of(draft.form, draft.topic, draft.data, draft.key, draft.trace),
         topic=draft.topic,
         key=draft.key,
         event=draft.event,

@@ -34,7 +34,17 @@ _SIGNATURE = 64
 
 
 _NULL = msgspec.Raw(b"null")
-_NAMES = {"version": "v", "nonce": "n", "kind": "k", "topic": "t", "data": "d", "event": "e", "user": "u", "form": "f"}
+_NAMES = {
+    "version": "v",
+    "nonce": "n",
+    "kind": "k",
+    "topic": "t",
+    "data": "d",
+    "event": "e",
+    "user": "u",
+    "form": "f",
+    "trace": "w",
+}
 
 
 class _Text(msgspec.Struct, omit_defaults=True, kw_only=True, rename=_NAMES):
@@ -49,6 +59,7 @@ class _Text(msgspec.Struct, omit_defaults=True, kw_only=True, rename=_NAMES):
     user: str = ""
     form: Literal["data", "event", "sweep"] = "data"
     interval: int = 0
+    trace: str = ""
 
 
 _decode = msgspec.json.Decoder(_Text).decode
@@ -89,6 +100,7 @@ class Messages:
             user=draft.user,
             form=draft.form,
             interval=draft.interval,
+            trace=draft.trace,
         )
         encoded = _encode(text)
         return nonce, self._sign(encoded) + b" " + encoded
@@ -122,6 +134,7 @@ class Messages:
             user=read.user,
             form=read.form,
             interval=read.interval,
+            trace=read.trace,
         )
         return read.nonce, draft
 
@@ -156,7 +169,7 @@ def _signed(text: bytes, key: bytes) -> bytes:
 
 def _entry(read: _Text, message: Message) -> Entry:
     if read.kind == "data":
-        body = body_of(read.form, read.topic, bytes(read.data), read.key)
+        body = body_of(read.form, read.topic, bytes(read.data), read.key, read.trace)
         return Entry(
             Kind.SWEEP if read.form == "sweep" else Kind.DATA,
             message.place,
