@@ -88,7 +88,7 @@ def test_labels_that_are_asked_for_have_such_values(told: dict[str, Metric]) -> 
             assert value in states
         else:  # counted from its first time on, so it may not be there yet
             assert (name, label) == ("rowcast_catchups_total", "cause")
-            assert f'catchups["{value}"]' in source
+            assert f'_note_catchup(stream, "{value}")' in source
     assert found
 
 
