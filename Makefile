@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 NPM := tests/npm/node_modules/.package-lock.json
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast lint bench docs lock clean
+.PHONY: help demo test test-fast lint bench flames docs lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -37,12 +37,15 @@ lint: $(READY) ## ruff, ruff format, mypy --strict, import-linter
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: $(READY) ## the benchmarks; prints tables and writes a dated result (benchmarks/README.md)
+bench: $(READY) ## the benchmarks; prints tables, writes a dated result and plots (benchmarks/README.md)
 	$(BIN)/python -m benchmarks $(ARGS)
 
 docs: $(READY) ## the documents as a site, in docs/_build; a warning is an error
 	$(BIN)/python -m sphinx --fail-on-warning --quiet docs docs/_build
 	@echo "open docs/_build/index.html"
+
+flames: $(READY) ## flame graphs of the benchmarks' cases, into docs/images/flames
+	$(BIN)/python -m benchmarks.flames $(ARGS)
 
 lock: $(READY) ## resolve requirements/dev.in anew into requirements/dev.txt
 	$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --python-version 3.11 \

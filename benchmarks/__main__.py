@@ -1,4 +1,4 @@
-"""`make bench`: runs the cases, prints their tables, and writes them to benchmarks/results/.
+"""`make bench`: runs the cases, prints their tables, and writes them and their plots to benchmarks/results/.
 
 python -m benchmarks [CASE …] [--runs 3] [--seconds 4] [--rows 100000] [--quick] [--output FILE]
 """
@@ -14,7 +14,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks import capture, catchup, fanout, latency, log, processes, rolling, streams
+from benchmarks import capture, catchup, fanout, latency, log, plots, processes, rolling, streams
 
 CASES: dict[str, Callable[[argparse.Namespace], list[str]]] = {
     "fanout": lambda given: fanout.fan_out(given.runs, given.seconds),
@@ -69,9 +69,11 @@ def main() -> None:
     lines = [f"# {now:%Y-%m-%d}", "", *_circumstances(given, chosen), ""]
     for name in chosen:
         began = time.monotonic()
-        for line in CASES[name](given):
-            lines.append(line)
-            print(line, flush=True)
+        told = CASES[name](given)
+        print("\n".join(told), flush=True)
+        lines += told
+        for file in plots.draw(name, told, path.with_suffix("")):
+            lines += ["", f"![{name}]({path.stem}/{file.name})"]
         print(f"({name}: {time.monotonic() - began:.0f} s)\n", flush=True)
         lines.append("")
         path.write_text("\n".join(lines))

@@ -94,11 +94,10 @@ class Form:
                     row[column.name] = values.wire(column, value, numeric)
         return row
 
-    def unchanged(self, change: Change) -> list[str]:
-        """The columns sent that the WAL lacks."""
-        if change.new is None or UNCHANGED not in change.new:
-            return []
-        return [name for name in change.unchanged if self._columns is None or name in self._columns]
+    def unchanged(self, change: Change) -> bytes:
+        """What the metadata says of the columns sent that the WAL lacks."""
+        names = [name for name in change.unchanged if self._columns is None or name in self._columns]
+        return b',"unchanged":' + _encode(names) if names else b""
 
     def key_columns(self) -> Iterable[str]:
         """What remains of a row that is too large."""
@@ -145,7 +144,7 @@ class ChangeBody(msgspec.Struct, gc=False, eq=False):
         null and `metadata.truncated` true. Only the names of topic and table are sent whatever they take.
         """
         record = self._record()
-        encoded = self._event(record or b"null", self._changes())
+        encoded = self._event(record or b"null", self._changes() if self.change.old is not None else b"null")
         return encoded if len(encoded) <= limit or record is None else self._cut(limit)
 
     def row(self, limit: int) -> tuple[bytes, bool]:
@@ -192,8 +191,8 @@ class ChangeBody(msgspec.Struct, gc=False, eq=False):
 
     def _event(self, record: bytes, changes: bytes = b"null", *, cut: bool = False, unchanged: bool = True) -> bytes:
         change, form, more = self.change, self.form, b""
-        if unchanged and not self.moved and (names := form.unchanged(change)):
-            more = b',"unchanged":' + _encode(names)
+        if unchanged and not self.moved and change.new is not None and UNCHANGED in change.new:
+            more = form.unchanged(change)
         if cut:
             more += b',"truncated":true'
         if self.moved:

@@ -8,13 +8,13 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rowcast.core import codec
+from rowcast.core import codec, sse
 from rowcast.core.body import PublishBody
 from rowcast.core.entry import Batch, Control, Entry, Kind
 from rowcast.core.grants import Grant
-from rowcast.core.position import Place, Position
+from rowcast.core.position import Place, Position, format_position
 from rowcast.core.ring import Ring
-from rowcast.core.run import Packed, Run
+from rowcast.core.run import EncodedBody, Packed, Run
 from rowcast.core.stream import Stream
 from rowcast.hub import Hub
 
@@ -78,6 +78,13 @@ def test_a_ring_of_runs_is_bounded_by_bytes() -> None:
     assert isinstance(part, Run)
     tiny.extend(part)
     assert (len(tiny), tiny.floor, tiny.bytes) == (0, (3, 1), 0)
+
+
+@given(st.integers(0, (1 << 64) - 1), st.integers(0, 1 << 40), st.sampled_from([b"{}", b"[\n]", b"\r\n"]))
+def test_a_frame_is_what_the_framing_makes_of_it(major: int, minor: int, data: bytes) -> None:
+    for event in (None, "e"):
+        made = Entry(Kind.DATA, (major, minor), EncodedBody(data), "t", event=event).frame("7f3a", 100)
+        assert made == sse.frame(data, position=format_position("7f3a", (major, minor)), event=event)
 
 
 def test_an_entry_of_the_ring_is_made_once() -> None:
