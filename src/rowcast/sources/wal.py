@@ -103,7 +103,10 @@ class WalSession:
         self._waiting: asyncio.Future[bool] | None = None
         self._watched = -1
         self._until = 0.0
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: asyncio.Handle | None = None
+        self._rings = 0.0
+        """When the timer is due, by the loop's clock. It can't be asked: for what is due at once uvloop gives a handle
+        that does not know."""
         self._interrupted = ""
         self.skipping = ""
         """What the server said when it found the publication missing and skipped a change (Postgres 18)."""
@@ -310,7 +313,7 @@ class WalSession:
             self._watched = self._pg.socket
             loop.add_reader(self._watched, self._arrived)
         self._until = loop.time() + timeout
-        if self._timer is None or self._timer.when() > self._until:
+        if self._timer is None or self._rings > self._until:
             self._set_timer(loop)
         try:
             readable: bool = await waiting
@@ -321,6 +324,7 @@ class WalSession:
     def _set_timer(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._timer is not None:
             self._timer.cancel()
+        self._rings = self._until
         self._timer = loop.call_at(self._until, self._timed_out)
 
     def _timed_out(self) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import socket
 import struct
 from typing import Any
+
+import uvloop
 
 from rowcast.sources import wal
 from rowcast.sources.wal import WalSession
@@ -74,3 +77,24 @@ async def test_a_chunk_is_bounded() -> None:
     first = await one.receive()
     assert (len(first.payloads), first.sent) == (wal.CHUNK_MESSAGES, 0)
     assert await one.receive() == ([b"%d" % (wal.CHUNK_MESSAGES + number) for number in range(3)], 9)
+
+
+def test_a_wait_that_is_over_at_once_leaves_a_timer_that_serves_the_next() -> None:
+    """uvloop gives no timer for less than half a millisecond, but a handle that does not know when it is due."""
+    one, connection = session()
+
+    async def waits() -> None:
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            connection.socket = ours.fileno()  # type: ignore[attr-defined]
+            try:
+                for timeout in (0.0, 1.0):
+                    waiting = one._readable(timeout)
+                    waiting.send(None)
+                    waiting.close()
+            finally:
+                one._unwatch()
+        assert one._timer is not None
+        one._timer.cancel()
+
+    uvloop.run(waits())
