@@ -16,14 +16,16 @@ from typing import TYPE_CHECKING
 from rowcast import jitter
 from rowcast.absent import Absentees
 from rowcast.cache import Invalidation
+from rowcast.core.doubt import Doubt
 from rowcast.core.entry import Batch, Control, Entry, Kind
 from rowcast.core.gains import Gains
 from rowcast.core.grants import Grant
-from rowcast.core.position import Place, Position
+from rowcast.core.past import Past, Span
+from rowcast.core.position import ORIGIN, Place, Position
 from rowcast.core.ring import Ring
 from rowcast.core.rules import RowRule, SqlRule
 from rowcast.core.run import Packed, Run
-from rowcast.core.stream import Stream, StreamState, Wire
+from rowcast.core.stream import MAX_TURNS, Stream, StreamState, Wire
 from rowcast.core.subscriptions import Load, Subscriptions, TopicChange
 from rowcast.core.topics import TopicIndex
 from rowcast.errors import Unavailable
@@ -49,6 +51,9 @@ MAX_STARTING = 5000
 
 TURN = 0.001
 """Seconds that batches may be handled before the loop goes on."""
+
+GAP_PATIENCE = 3.0
+"""Seconds after a gap of the log in which nothing is read that may not hold all that was committed in it."""
 
 LATENCY_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
@@ -116,7 +121,10 @@ class Hub:
         self.latency = Histogram(LATENCY_BOUNDS)
         """Seconds from commit to the write to a stream's transport, by the clocks of Postgres and of this machine."""
         self.warm = False
+        self.patience = GAP_PATIENCE
+        self._doubt = Doubt()
         self._gains = Gains()
+        self._past = Past(rules)
         self._index: TopicIndex[Stream] = TopicIndex()
         self._starting: dict[Stream, Position | None] = {}
         self._awaiting: dict[Stream, None] = {}
@@ -261,6 +269,7 @@ class Hub:
         elif entry.kind is Kind.ROW:
             self.wire.head = entry.place
             self._gains.note(self.subscriptions.gaining(entry.body), entry.place)
+            self._past.note(entry.body, entry.place, ORIGIN if self.readback.able else self.ring.floor)
             if self.absent is not None:
                 self.absent.apply(entry)
             effect = self.subscriptions.apply(entry)
@@ -327,9 +336,11 @@ class Hub:
         self.subscriptions.restart()
         self.snapshots.restart()
         self._gains.restart(batch.head)
+        self._past.restart(batch.head)
         if self.absent is not None:
             self.absent.restart(gap=not first)
         if not first:
+            self._doubt.begin(time.monotonic() + self.patience)
             logger.warning("streams_reset", "log restarted at %s: %s", self.wire.position(batch.head), reason)
         for user, streams in self.users.items():
             for stream in streams:
@@ -379,6 +390,10 @@ class Hub:
         """Go on with other subscription rules: every connected user is read anew, and their streams pause here."""
         self._gains.note(None, self.wire.head)
         self.subscriptions = Subscriptions(rules)
+        self._past = Past(rules)
+        self._past.restart(self.wire.head)
+        # Changes that have come by and are not visible yet are not remembered for these rules.
+        self._doubt.begin(time.monotonic() + self.patience)
         self.joins.use(loader)
         self.reload_all()
 
@@ -418,7 +433,10 @@ class Hub:
                     if self.cache is not None and (self.wire.throttle.held or topics - stream.topics):
                         self.cache.hold((stream,))  # it gets what came by on them during the query
                     self._reindex(stream, topics)
-                    stream.resume(topics, tell=tell)
+                    if stream.refused is None:
+                        stream.resume(topics, tell=tell)
+                    else:
+                        self._resume_anew(stream, stream.refused, topics)
                     self._mark(stream)
         if self._awaiting:
             for stream in tuple(self._awaiting):
@@ -542,8 +560,10 @@ class Hub:
         del self._starting[stream]
         self._awaiting.pop(stream, None)
         reset, place = self._resumable(cursor)
-        topics = stream.effective(self.subscriptions.topics(user))
-        self._reindex(stream, topics)
+        present = stream.effective(self.subscriptions.topics(user))
+        spans = None if place is None else self._spans(user, place)
+        topics = present if spans is None else stream.effective(spans[0].topics)
+        self._reindex(stream, present)
         held: list[Entry] | None = None
         if cursor is not None and place is not None:
             held = self.releases.owed(topics, cursor)
@@ -551,12 +571,38 @@ class Hub:
                 reset, place = "position_expired", None
         if self.cache is not None and cursor is not None:
             self.cache.hold((stream,))
-        anew = cursor is not None and place is not None and (cursor.owed or self._gains.since(user, place))
+        anew = cursor is not None and place is not None and (cursor.owed or self._gained(user, place, spans))
         mark = 0 if cursor is None else cursor.mark
         stream.start(topics, place, reset, anew=anew, held=held or (), mark=mark)
         if place is not None:
+            self._change_since(stream, spans, present)
             self._note_catchup(stream, "reconnect")
         self._mark(stream)
+
+    def _spans(self, user: str, place: Place) -> list[Span] | None:
+        """What an exact user was subscribed to from a place on; None when that changed too often to be told."""
+        spans = self._past.spans(user, place, *self.subscriptions.given(user))
+        return spans if len(spans) <= MAX_TURNS else None
+
+    def _gained(self, user: str, place: Place, spans: list[Span] | None) -> bool:
+        """Whether the user may have got topics above a place that `spans` do not tell."""
+        told = spans is not None and not self.subscriptions.has_sql and self._past.known(place)
+        return not told and self._gains.since(user, place)
+
+    def _change_since(self, stream: Stream, spans: list[Span] | None, present: frozenset[str]) -> None:
+        """Bring a stream that is behind, with the topics of the first span, to the present ones."""
+        for span in (spans or ())[1:]:
+            stream.change(span.place, stream.effective(span.topics))
+        stream.change(self.wire.head, present)
+
+    def _resume_anew(self, stream: Stream, place: Place, present: frozenset[str]) -> None:
+        """Resume a stream that is told to refetch: from that place on, if it is known what its user had since."""
+        spans = self._spans(stream.grant.user, place) if self._past.known(place) else None
+        if spans is None:
+            stream.resume(present, at=self.wire.head)
+        else:
+            stream.resume(stream.effective(spans[0].topics))
+            self._change_since(stream, spans, present)
 
     def _resumable(self, cursor: Position | None) -> tuple[str | None, Place | None]:
         """Whether a stream can go on from a client's position: (why not, the place to go on from)."""
@@ -586,6 +632,15 @@ class Hub:
             self._note_catchup(stream, "slow")
         self.deliveries += 1
         self._mark(stream)
+
+    def relies_on(self, load: Load) -> bool:
+        """Whether a load saw all that does not come by in the log; see `core.doubt`."""
+        return load.snapshot is None or self._doubt.allows(load.snapshot, time.monotonic())
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether a snapshot may not see all that does not come by."""
+        return self._doubt.present(time.monotonic())
 
     def flush(self) -> None:
         """Wake the writers of the streams that got something."""

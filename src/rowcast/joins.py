@@ -74,10 +74,13 @@ class Joins:
     def deliver(self, load: Load) -> list[str]:
         """Hand over what was read of claimed users, and return those who must be wanted once more.
 
-        A user who was wanted again meanwhile is left out: they need a load from after that.
+        A user who was wanted again meanwhile is left out: they need a load from after that. After a gap of the log
+        a load may be too early for all of them.
         """
         for user in self._wanted.keys() & load.users.keys():
             del load.users[user]
+        if load.users and not self._hub.relies_on(load):
+            return list(load.users)
         return self._hub.join(load)
 
     def tell(self, user: str) -> None:

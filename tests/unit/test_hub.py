@@ -59,6 +59,18 @@ def load(hub: Hub, after: int, **rows: list[dict[str, Any]]) -> None:
     hub.handle(Batch(hub.epoch, [], (after + 1, 0)))
 
 
+def test_a_disconnect_is_a_control_entry() -> None:
+    told: list[tuple[str, float]] = []
+    hub = make(on_disconnect=lambda user, at: told.append((user, at)))
+    stream = hub.connect(Grant("ann"), lambda: None)
+    assert b"rowcast.ready" in stream.take()
+    body = Control("disconnect", "ann", 7.0)
+    hub.handle(Batch("e", [Entry(Kind.CONTROL, (50, 1), body)], (50, 1)))
+    assert b'event: rowcast.bye\ndata: {"reason":"disconnected"}' in stream.take()
+    assert told == [("ann", 7.0)]
+    assert hub.streams_count == 0
+
+
 def connect(hub: Hub, user: str = "ann", *topics: str, cursor: Position | None = None) -> Stream:
     return hub.connect(Grant(user, frozenset(topics)), lambda: None, cursor=cursor)
 

@@ -119,8 +119,9 @@ class Stream:
 
     __slots__ = (
         "__weakref__", "_clock", "_counted", "_counted_bytes", "_deferred", "_filters", "_held", "_narrow", "_noted",
-        "_origin", "_paused", "_reset", "_since", "_topics", "_turns", "_walk", "_walk_from", "_walk_topics", "after",
-        "beaten", "bulk", "cursor", "express", "fill", "grant", "number", "paging", "pending", "snapshot", "state",
+        "_origin", "_paused", "_reset", "_rows", "_since", "_topics", "_turns", "_walk", "_walk_from", "_walk_topics",
+        "after", "beaten", "bulk", "cursor", "express", "fill", "grant", "number", "paging", "pending", "snapshot",
+        "state",
         "wake", "wire",
     )  # fmt: skip
 
@@ -165,6 +166,8 @@ class Stream:
         """What is held and not above it is not for this stream: it began there."""
         self._since: dict[str, Place] | None = None
         """The same for single topics that it got while something of them was held."""
+        self._rows: frozenset[Place] | set[Place] = frozenset()
+        """The same for single entries that were in the rows of a snapshot."""
         self._walk: Walk | None = None
         self._walk_from: int | None = None
         self._walk_topics: frozenset[str] = frozenset()
@@ -269,7 +272,11 @@ class Stream:
     def concerns(self, entry: Entry) -> bool:
         """Whether an entry of one of the stream's topics that was held is for it."""
         place = entry.place
-        return place > self._origin and (self._since is None or place > self._since.get(entry.topic, ORIGIN))
+        return (
+            place > self._origin
+            and (self._since is None or place > self._since.get(entry.topic, ORIGIN))
+            and place not in self._rows
+        )
 
     def lag(self) -> None:
         """The transport of a LIVE stream is full: get behind, with nothing more to be written until it has drained.
@@ -314,14 +321,24 @@ class Stream:
             self._fall_behind(place)
         self._paused = place if self._paused is None or reset is not None else self._paused
 
-    def resume(self, topics: frozenset[str], *, tell: bool = False) -> None:
-        """The topics from the place of the pause on."""
+    @property
+    def refused(self) -> Place | None:
+        """Where it is paused, if a reset is due to it for what was before; else None."""
+        return self._paused if self._reset is not None else None
+
+    def resume(self, topics: frozenset[str], *, tell: bool = False, at: Place | None = None) -> None:
+        """The topics from the place of the pause on. `at`: if a reset is due, they are known only from that place on,
+        and it is told to refetch from there."""
         if self._paused is None or self.state is StreamState.ENDED:
             return
         place, self._paused = self._paused, None
         if self.wire.throttle.held:
             self._leave_and_join(place, topics)
         if self._reset is not None:
+            if at is not None:
+                place = at
+                self._fall_behind(place)
+                self._begin_at(place)
             self.topics = topics
             owed = self._owed(topics)
             block, self._reset = self._reset_block(self._reset, place, owed), None
@@ -492,9 +509,9 @@ class Stream:
         if owed:
             assert self.wire.snapshots is not None
             self.fill = Fill(owed)
-            if self._deferred:
-                # The rows to come may be newer.
-                self._give_up(list(self._deferred))
+            # What is deferred of them will be in the rows, and these may be newer.
+            for name in [name for name, entry in self._deferred.items() if entry.xid and entry.topic in owed]:
+                del self._deferred[name]
             self.wire.snapshots.want(self, self.fill)
 
     def _fill(self, fill: Fill) -> bool:
@@ -516,26 +533,28 @@ class Stream:
 
     def _send(self, entry: Entry) -> None:
         """Append an entry of a catch-up, as far as no snapshot holds it, and defer it if it is not due yet."""
-        if not self._filters:
-            if entry.due > self._clock:
-                self._deferred[entry.topic, entry.key] = entry
-                return
+        left = due(entry, self._walk_topics, self._filters) if self._filters else None
+        if left is None and entry.due > self._clock:
+            self._deferred[entry.topic, entry.key] = entry
+            return
+        mark = OWED if self._filters else ""
+        if left is None:
             block = entry.frame(self.wire.epoch, self.wire.max_event)
             if self._deferred:
                 self._overtake(entry)
-                block = self._marked(block)
-            self._append(block)
-            self.beaten = entry.place
-            return
-        left = due(entry, self._walk_topics, self._filters)
-        if left is None:
-            self._append(sse.marked(entry.frame(self.wire.epoch, self.wire.max_event), OWED))
+                mark += self._mark()
+            self._append(sse.marked(block, mark) if mark else block)
+            if not self._filters:
+                self.beaten = entry.place
         elif left:
+            if self._deferred:
+                self._overtake(entry)
+                mark += self._mark()
             # In an envelope without topics they are all the same. They are one entry: the last one has its position.
             *blocks, last = dict.fromkeys(entry.frame_on(topic, self.wire.max_event) for topic in left)
             for block in blocks:
                 self._append(block)
-            self._append(sse.placed(last, self.wire.position(entry.place) + OWED))
+            self._append(sse.placed(last, self.wire.position(entry.place) + mark))
 
     def _bound(self) -> Place | None:
         """The place up to which the topics are `_walk_topics` and the filters those that there are; None: up to the
@@ -557,14 +576,13 @@ class Stream:
         left = tuple(one for one in self._filters if one.after > place)
         if len(left) == len(self._filters):
             return False
+        if self.wire.throttle.held:
+            self._leave_out([one for one in self._filters if one.after <= place])
         self._filters = left
         self.cursor = max(self.cursor, place)
         if not left:
-            self._append(sse.heartbeat(self.wire.position(self.cursor)))
+            self._append(self._marked(sse.heartbeat(self.wire.position(self.cursor))))
             self.beaten = self.cursor
-            # Nothing was deferred until here: what the hub still holds has been sent.
-            self._origin = self.cursor
-            self._clock = self.wire.throttle.clock
         return True
 
     def _catch_up(self) -> None:
@@ -611,14 +629,28 @@ class Stream:
         self._walk_topics = turn.topics
         self.cursor = max(self.cursor, turn.place)
         if turn.block:
-            lacking = self._filters and not turn.owed
-            self._append(sse.marked(turn.block, OWED) if lacking else self._marked(turn.block))
+            lacking = OWED if self._filters and not turn.owed else ""
+            self._append(sse.marked(turn.block, lacking + self._mark()))
         self._owe(turn.owed)
 
     # What is held
 
+    def _mark(self) -> str:
+        return format_mark(self._clock) if self._deferred else ""
+
     def _marked(self, block: bytes) -> bytes:
-        return sse.marked(block, format_mark(self._clock)) if self._deferred else block
+        return sse.marked(block, self._mark()) if self._deferred else block
+
+    def _leave_out(self, ended: list[Filter]) -> None:
+        """What is held, and was in the rows of snapshots that have been sent, is not for us."""
+        held = self.wire.throttle.holding
+        known = {entry.place for topic in self.topics for entry in held([topic])} & self._rows if self._rows else set()
+        self._rows = known | {
+            entry.place
+            for one in ended
+            for entry in held(one.topics)
+            if entry.place <= one.after and one.has(entry.topic, entry)
+        }
 
     def _overtake(self, entry: Entry) -> None:
         """An entry is about to be sent: what is deferred and must come before it is sent now."""

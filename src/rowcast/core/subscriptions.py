@@ -128,6 +128,20 @@ class Subscriptions:
         state = self._users.get(user)
         return frozenset() if state is None else state.topics
 
+    def given(self, user: str) -> tuple[dict[int, Counter[str]], frozenset[str]]:
+        """What gives an exact user their topics: those of the rows of each row rule, as often as rows give them, and
+        those of the SQL rules."""
+        state = self._users.get(user)
+        counts: dict[int, Counter[str]] = {}
+        if state is None:
+            return counts, frozenset()
+        for index, rows in state.rows.items():
+            counts[index] = Counter()
+            for held in rows.values():
+                for topic in held.topics:
+                    counts[index][topic] += held.count
+        return counts, frozenset().union(*state.sql_topics.values())
+
     @property
     def recent(self) -> int:
         """How many recent row changes are kept for loads to come."""

@@ -11,7 +11,7 @@ from rowcast.core.entry import Entry, Kind
 from rowcast.core.fill import Fill, Filter, Read, due
 from rowcast.core.gains import MAX_USERS, Gains
 from rowcast.core.grants import Grant
-from rowcast.core.position import parse_position
+from rowcast.core.position import format_mark, parse_position
 from rowcast.core.ring import Ring
 from rowcast.core.snapshot import Snapshot
 from rowcast.core.stream import PAGE, Stream, StreamState, Wire
@@ -214,6 +214,62 @@ def test_entries_without_a_transaction_are_always_due() -> None:
     assert due(entry(1, xid=0), ["t:a"], filters) is None
     assert due(entry(1, xid=SEEN), ["t:a"], filters) == ()
     assert due(entry(1, "t:b", xid=SEEN), ["t:a"], filters) is None
+
+
+def hold(world: World, number: int, topic: str, xid: int = 0) -> None:
+    """An entry of a route with `min_interval`, as the hub takes it: pushed at once, or held."""
+    made = entry(number, topic, xid, key="k")
+    made.time, made.interval = number, 1000
+    world.append(made)
+    world.wire.throttle.clock = world.wire.throttle.clock or 1
+    pushed = world.wire.throttle.take(made)
+    world.wire.mark = format_mark(world.wire.throttle.clock) if world.wire.throttle.held else ""
+    if pushed and topic in world.stream.topics and world.stream.state is StreamState.LIVE:
+        world.stream.push(made)
+
+
+def test_what_is_held_stays_so_while_rows_are_awaited() -> None:
+    """Sent before its time it would come again to a client that is cut off and resumes."""
+    world = World("x")
+    hold(world, 11, "x")
+    hold(world, 12, "x")
+    assert numbers(world.take()) == [11]
+    world.wire.head = (13, 0)
+    world.stream.change((13, 0), frozenset({"x", "t:a", "user:ann"}))
+    (told,) = world.take()
+    assert told["event"] == "rowcast.subscriptions"
+    assert told["id"].startswith("e:D-0*~")
+    world.wire.throttle.clock = 3000
+    (held,) = world.take()
+    assert numbers([held]) == [12]
+    assert held["id"].startswith("e:D-0*")
+    world.supply(a=Pages("1"))
+    assert [block.get("data", block.get("id")) for block in world.take()] == ["1", "e:14-0"]
+
+
+def test_what_is_held_and_in_the_rows_is_not_sent_after_them() -> None:
+    world = World()
+    hold(world, 11, "t:a", SEEN)
+    hold(world, 12, "t:a", SEEN)
+    world.stream.change((12, 1), frozenset({"t:a", "user:ann"}))
+    hold(world, 13, "t:a", SEEN)
+    hold(world, 14, "t:a", UNSEEN)
+    world.supply(a=Pages("1"))
+    assert numbers(world.take()) == []
+    assert world.stream.state is StreamState.LIVE
+    (held,) = world.wire.throttle.holding(["t:a"])
+    assert held.place == (14, 1)
+    assert world.stream.concerns(held)
+
+    world = World("x")
+    hold(world, 11, "t:a", SEEN)
+    world.stream.change((11, 1), frozenset({"x", "t:a", "user:ann"}))
+    hold(world, 12, "t:a", SEEN)
+    hold(world, 13, "x")
+    world.supply(a=Pages("1"))
+    assert numbers(world.take()) == [13]
+    (held,) = world.wire.throttle.holding(["t:a"])
+    assert not world.stream.concerns(held), "the rows hold it"
 
 
 def test_gains_are_known_for_many_users_and_assumed_for_the_others() -> None:

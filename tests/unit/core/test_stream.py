@@ -188,7 +188,7 @@ def test_missed_entries_that_are_gone_are_a_reset() -> None:
     assert desk.data() == ["a100"]
 
 
-def test_a_gap_in_the_log_is_one_reset_at_its_place() -> None:
+def test_a_gap_in_the_log_is_one_reset_where_the_topics_are_known() -> None:
     desk = Desk()
     desk.start("a")
     desk.take()
@@ -196,13 +196,28 @@ def test_a_gap_in_the_log_is_one_reset_at_its_place() -> None:
     desk.wire.ring.restart((50, 0))
     desk.wire.head = (50, 0)
     desk.stream.pause((50, 0), reset="log_restarted")
-    desk.send(51)
+    desk.send(51, "b")
     assert desk.data() == ["a1"]
-    desk.stream.resume(desk.stream.effective(["a", "b"]))
+    # That it had b at 51 is not known: what is known holds from here on.
+    desk.stream.resume(desk.stream.effective(["a", "b"]), at=desk.wire.head)
+    desk.send(52)
+    desk.send(53, "b")
     events = desk.take()
-    assert [event.get("event", event["data"]) for event in events] == ["rowcast.reset", "a51"]
+    assert [event.get("event", event["data"]) for event in events] == ["rowcast.reset", "a52", "b53"]
     assert events[0]["data"]["topics"] == ["a", "b"]
-    assert events[0]["id"] == "e:32-0"
+    assert events[0]["id"] == "e:33-1"
+
+
+def test_a_gap_in_the_log_is_one_reset_at_its_place_where_the_topics_of_then_are_known() -> None:
+    desk = Desk()
+    desk.start("a")
+    desk.stream.pause((50, 0), reset="log_restarted")
+    assert desk.stream.refused == (50, 0)
+    desk.send(51)
+    desk.stream.resume(desk.stream.effective(["a"]))
+    assert desk.stream.refused is None
+    *_, reset, entry = desk.take()
+    assert (reset["event"], reset["id"], entry["data"]) == ("rowcast.reset", "e:32-0", "a51")
 
 
 def test_lost_while_paused_is_told_once_the_topics_are_known() -> None:
