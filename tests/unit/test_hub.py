@@ -311,3 +311,17 @@ def test_what_a_topic_brought_before_it_was_known_to_be_a_users_waits_for_the_ca
     assert b"NEW" not in read(ann), "the user's keys were not deleted yet"
     ann.unhold()
     assert read(ann).count(b"NEW") == 1
+
+
+def test_other_rules_are_not_read_before_what_came_by_is_visible() -> None:
+    hub = make(rule(), loader=object())
+    stream = hub.connect(Grant("ann"), lambda: None)
+    load(hub, 5)
+    hub.adopt([rule()], hub.joins._loader)
+    rows = {"ann": UserRows({0: [{"id": 1, "user": "ann", "t": "b"}]})}
+    users = hub.joins.claim()
+    early = [Snapshot(90, 90), Snapshot(90, 101, frozenset({90})), Snapshot(90, 102, frozenset({90, 101}))]
+    for snapshot in early:
+        assert hub.joins.deliver(Load((6, 0), {user: UserRows() for user in users}, snapshot)) == ["ann"]
+    assert hub.joins.deliver(Load((6, 0), rows, Snapshot(101, 103, frozenset({101})))) == []
+    assert stream.topics == {"b", "user:ann"}

@@ -121,8 +121,7 @@ class Stream:
         "__weakref__", "_clock", "_counted", "_counted_bytes", "_deferred", "_filters", "_held", "_narrow", "_noted",
         "_origin", "_paused", "_reset", "_rows", "_since", "_topics", "_turns", "_walk", "_walk_from", "_walk_topics",
         "after", "beaten", "bulk", "cursor", "express", "fill", "grant", "number", "paging", "pending", "snapshot",
-        "state",
-        "wake", "wire",
+        "state", "wake", "wire",
     )  # fmt: skip
 
     def __init__(
