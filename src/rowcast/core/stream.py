@@ -73,13 +73,15 @@ class Wire:
     """What all streams of a hub share: the log's epoch and head, the limit of an event, the ring."""
 
     __slots__ = (
-        "caught_up", "epoch", "head", "mark", "max_event", "read_back", "replica", "resets", "ring", "snapshots",
-        "throttle",
+        "_beat", "_beat_at", "caught_up", "epoch", "head", "mark", "max_event", "read_back", "replica", "resets",
+        "ring", "snapshots", "throttle",
     )  # fmt: skip
 
     def __init__(self, ring: Ring, *, max_event: int, replica: str) -> None:
         self.epoch = ""
         self.head: Place = ORIGIN
+        self._beat = b""
+        self._beat_at: tuple[str, Place, str] = ("", ORIGIN, "")
         self.ring = ring
         self.max_event = max_event
         self.replica = replica
@@ -98,6 +100,14 @@ class Wire:
     def position(self, place: Place) -> str:
         """A place's wire form in the current epoch."""
         return format_position(self.epoch, place)
+
+    def heartbeat(self) -> bytes:
+        """The heartbeat of a LIVE stream: the head's position, made once for all of them."""
+        now = (self.epoch, self.head, self.mark)
+        if self._beat_at != now:
+            self._beat_at = now
+            self._beat = sse.heartbeat(self.position(self.head) + self.mark)
+        return self._beat
 
 
 class _Turn(NamedTuple):
@@ -372,7 +382,7 @@ class Stream:
             return
         if self.state is StreamState.LIVE and self.wire.head > self.beaten:
             self.beaten = self.wire.head
-            self._append(sse.heartbeat(self.wire.position(self.wire.head) + self.wire.mark))
+            self._append(self.wire.heartbeat())
         else:
             self._append(sse.PING)
 
