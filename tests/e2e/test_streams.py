@@ -63,10 +63,25 @@ def own() -> Iterator[PostgresServer]:
         yield server
 
 
-@pytest.fixture(scope="module")
-def served(own: PostgresServer) -> Iterator[RowcastServer]:
-    with RowcastServer(CONFIG.format(url=own.url(), secret=SECRET)) as server:
+NO_TAKEOVER = """
+from rowcast.http import takeover
+takeover.LACK = "this uvicorn is another one"
+"""
+"""What a replica runs first that must serve its streams through plain ASGI."""
+
+
+@pytest.fixture(scope="module", params=["taken", "plain"])
+def served(
+    request: pytest.FixtureRequest, own: PostgresServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RowcastServer]:
+    environment = {}
+    if request.param == "plain":
+        directory = tmp_path_factory.mktemp("plain")
+        (directory / "sitecustomize.py").write_text(NO_TAKEOVER)
+        environment["PYTHONPATH"] = str(directory)
+    with RowcastServer(CONFIG.format(url=own.url(), secret=SECRET), environment=environment) as server:
         yield server
+        assert ("streams are not taken over" in server.log) == (request.param == "plain")
 
 
 @pytest.fixture
