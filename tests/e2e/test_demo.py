@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -276,6 +277,20 @@ class TestBoard:
         loaded = {url: size for url, size in weight(page).items() if "/demo/" not in url}
         assert len(loaded) > 10, "the page, its styles and its scripts"
         assert sum(loaded.values()) < 150_000, loaded
+
+    def test_the_operators_page_counts_both_replicas(self, page: Page, browser: Browser, demo: Running) -> None:
+        sign_in(page, demo, "Priya")
+        expect(page.locator(".replica[data-state=up]")).to_have_count(2, timeout=60_000)
+        port = page.locator(".replica .sub").first.inner_text().split()[0]  # it changes when a replica was killed
+        config = tomllib.loads(Path(demo.find(r"config\s+(\S+)")).read_text())
+        context = browser.new_context(http_credentials={"username": "operator", "password": config["api"]["key"]})
+        operator = context.new_page()
+        operator.goto(f"http://127.0.0.1{port}/admin/")
+        for _ in range(3):
+            shown = operator.locator("#position").inner_text()
+            expect(operator.locator("#position")).not_to_have_text(shown, timeout=60_000)
+        assert operator.locator("#replicas tbody th").all_inner_texts() == ["A", "B", "all"]
+        context.close()
 
     def test_lost_and_doubled_rows_would_be_told(self, page: Page, demo: Running) -> None:
         page.goto(demo.url)

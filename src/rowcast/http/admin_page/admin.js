@@ -48,8 +48,9 @@ function show(picture) {
   line($("chart-deliveries"), deliveries, span, `${number(deliveries.at(-1) ?? 0)} deliveries a second now`);
   histogram(picture);
 
-  table("replicas", Object.entries(picture.replicas).sort().map(([name, n]) => [name, number(n)]), "none but this one");
-  if (count > 1) $("replicas").tBodies[0].append(row(["all", number(all)]));
+  const replicas = Object.entries(picture.replicas).sort();
+  if (count > 1) replicas.push(["all", all]);
+  table("replicas", replicas.map(([name, n]) => [name, number(n)]), "none but this one");
   table("slots", picture.slots.map((slot) => [slot.name, slot.active ? "now" : "no", size(slot.held)]), "none");
   table("slow", picture.slow.map((one) => [one.user, one.cursor ?? "", size(one.pending)]), "none: all are live");
   table("totals", Object.entries({ ...picture.totals, "control waiting": picture["control waiting"] }).map(([name, n]) => [name, number(n)]), "");
@@ -155,13 +156,22 @@ async function ask(path, options) {
 function tell({ user, why, streams, replica }) {
   const parts = [title("Topics, and what gives them")];
   parts.push(why.length
-    ? filled(["Topics", "Row", "Rule"], why.map((one) => [one.topics.join(", ") || "none", one.row ? JSON.stringify(one.row) : "query", one.rule]))
+    ? filled(["Topics", "Row", "Rule"], why.map((one) => [one.topics.join(", ") || "none", one.row ? written(one.row) : "query", one.rule]))
     : paragraph(`no rule gives ${user} a topic; what stands in a token is not known before it comes`));
   parts.push(title(`Streams on ${replica}`));
   parts.push(streams.length
     ? filled(["State", "Topics", "Waiting to be sent"], streams.map((one) => [one.state, one.topics.join(", ") || "none", size(one.pending)]))
     : paragraph("none on this replica"));
   answer(parts);
+}
+
+// A row's values are texts; json among them is shown as json, not as a text with a text in it.
+function written(row) {
+  const read = (value) => {
+    if (typeof value !== "string" || !/^[[{]/.test(value)) return value;
+    try { return JSON.parse(value); } catch { return value; }
+  };
+  return JSON.stringify(Object.fromEntries(Object.entries(row).map(([name, value]) => [name, read(value)])));
 }
 
 const answer = (parts) => $("user-answer").replaceChildren(...parts);
