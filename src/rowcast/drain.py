@@ -111,7 +111,8 @@ class Drain:
         self.deadline = now + self._limit
         needed = bool(self._hub.streams) or now - self._asked_at() < RECENT
         self._noticed_at = min(now + self._delay, self.deadline) if needed else now
-        logger.info("draining", "draining: %d streams", self._hub.streams_count, streams=self._hub.streams_count)
+        count = self._hub.streams_count
+        logger.info("draining", "this replica leaves its %d streams to others", count, streams=count)
         self._hub.drain()
         self._hand_over()
         self._running = self.loop.create_task(self._run())

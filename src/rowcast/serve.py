@@ -281,12 +281,14 @@ class Server(uvicorn.Server):
             if self._certificate is not None:
                 self._certificate.reload()
             for cast in self._casts:
+                before = cast.config.server
                 # What was wrong is in the log already.
                 with contextlib.suppress(Exception):
                     await cast.reload()
-                    section = cast.config.server
-                    if cast.source is not None:
-                        journal.install(section.log_format, section.log_level)
+                now = cast.config.server
+                # Where nothing was changed, a flag may have said otherwise.
+                if (now.log_format, now.log_level) != (before.log_format, before.log_level):
+                    journal.install(now.log_format, now.log_level)
 
     async def on_tick(self, counter: int) -> bool:
         """Also end when a part of a replica failed that must not: started anew, it can work again. And look at files

@@ -43,7 +43,7 @@ async def test_streams_outlive_the_renewal_of_the_certificate(tmp_path: Path) ->
             before = await asyncio.to_thread(_shown, server.url, authority)
             for old, new in zip((cert, key), authority.issue("renewed"), strict=True):
                 old.write_bytes(new.read_bytes())
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(60):
                 while await asyncio.to_thread(_shown, server.url, authority) == before:
                     await asyncio.sleep(0.05)
             assert "certificate_loaded" in server.log

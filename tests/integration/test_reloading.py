@@ -16,6 +16,7 @@ from rowcast.auth.jwt import mint
 from rowcast.config import Config
 from rowcast.errors import AuthError, ConfigError, SetupError
 from rowcast.testing.local import LocalStream
+from rowcast.testing.valkey import ValkeyServer
 
 OLD, NEW = "0123456789abcdef0123456789abcdef", "fedcba9876543210fedcba9876543210"
 
@@ -233,3 +234,39 @@ async def test_keys_and_limits(tables: str) -> None:
         # Without limits again.
         await cast.reload(config(tables, **(changed | {"limits": {}})))
         assert await count("k2") == 200
+
+
+async def test_replicas_of_one_log_that_are_reloaded_one_after_the_other(tables: str) -> None:
+    old = [{"table": "watches", "user": "{owner}", "topics": ["items:{kind}"]}]
+    new = [*old, {"table": "likes", "user": "{owner}", "topics": ["items:{kind}"]}]
+
+    def insert(*rows: str) -> None:
+        run(tables, *(f"INSERT INTO {row}" for row in rows))
+
+    with ValkeyServer() as valkey:
+        more = {"log": {"url": valkey.url, "redo": "2s"}}
+        async with running(tables, subscription=old, **more) as one, running(tables, subscription=old, **more) as two:
+            async with asyncio.timeout(60):
+                while not (one.replica.reads_wal or two.replica.reads_wal):
+                    await asyncio.sleep(0.02)
+            leader, follower = (one, two) if one.replica.reads_wal else (two, one)
+            stream, other = LocalStream(follower, "ann"), LocalStream(leader, "ann")
+            for each in (stream, other):
+                assert set((await each.ready())["topics"]) == {"items:a", "items:b"}
+            await follower.reload(config(tables, subscription=new, **more))
+            await stream.until(lambda: bool(stream.events("rowcast.subscriptions")))
+            # The leader tells nothing of the new rule's table yet.
+            await asyncio.to_thread(insert, "likes VALUES ('ann', 'd')", "watches VALUES ('ann', 'e')")
+            await stream.until(lambda: "items:e" in stream.events("rowcast.subscriptions")[-1]["topics"])
+            await other.until(lambda: bool(other.events("rowcast.subscriptions")))
+            await leader.reload(config(tables, subscription=new, **more))
+            await other.until(lambda: "items:d" in other.events("rowcast.subscriptions")[-1]["topics"])
+            # What it tells first has the others read what they could not know.
+            await asyncio.to_thread(insert, "likes VALUES ('ann', 'f')")
+            everything = {f"items:{kind}" for kind in "abcdef"}
+            for each in (stream, other):
+                await each.until(lambda: set(each.events("rowcast.subscriptions")[-1]["topics"]) == everything)  # noqa: B023  # awaited at once
+            await asyncio.to_thread(insert, *(f"items (kind) VALUES ('{kind}')" for kind in "abcdef"))
+            for each in (stream, other):
+                await each.until(lambda: len(each.records()) == 6)  # noqa: B023  # awaited at once
+                assert kinds(each) == list("abcdef")
