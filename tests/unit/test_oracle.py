@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
-from rowcast.core import stream as module
+from rowcast.core import behind, held, stream
 from rowcast.testing.history import World
 from rowcast.testing.simulated import Options
 
@@ -52,9 +52,9 @@ ACTIONS: list[tuple[int, Callable[[World], None]]] = [
 
 def begin(patch: pytest.MonkeyPatch, rng: random.Random, options: Options) -> World:
     """A new world, in which a few entries fill a page."""
-    patch.setattr(module, "PAGE", 600)
-    patch.setattr(module, "PENDING_LIMIT", 1500)
-    patch.setattr(module, "MAX_TURNS", 2 if options.turns else 10**9)
+    patch.setattr(held, "PAGE", 600)
+    patch.setattr(stream, "PENDING_LIMIT", 1500)
+    patch.setattr(behind, "MAX_TURNS", 2 if options.turns else 10**9)
     return World(rng, options)
 
 

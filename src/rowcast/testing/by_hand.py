@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from rowcast.core import codec
-from rowcast.core import stream as streams
+from rowcast.core import codec, held
 from rowcast.core.entry import Batch, Entry, Kind
 from rowcast.core.fill import Read
 from rowcast.core.position import ORIGIN, Place
@@ -73,7 +72,7 @@ class Feeder(ReadBack):
                 if entry.kind is Kind.DATA or entry.kind is Kind.SWEEP:
                     page.append(replica.copy(entry))
             upto = entries[count - 1].place if len(entries) > count else floor
-            if not stream.feed(page, upto) and (stream.pending_bytes < streams.PAGE or world.rng.random() < 0.5):
+            if not stream.feed(page, upto) and (stream.pending_bytes < held.PAGE or world.rng.random() < 0.5):
                 self._waiting.pop(stream, None)
             hub.wake(stream)
 

@@ -11,7 +11,7 @@ import re
 import msgspec
 import pytest
 
-from rowcast.core import stream as module
+from rowcast.core import behind, held, stream
 from rowcast.core.entry import Entry, Kind
 from rowcast.core.grants import Grant
 from rowcast.core.ring import Ring
@@ -130,9 +130,9 @@ class World:
 def test_equals_the_oracle(
     monkeypatch: pytest.MonkeyPatch, max_turns: int, max_entries: int | None, must_reset: bool
 ) -> None:
-    monkeypatch.setattr(module, "PAGE", 150)
-    monkeypatch.setattr(module, "PENDING_LIMIT", 300)
-    monkeypatch.setattr(module, "MAX_TURNS", max_turns)
+    monkeypatch.setattr(held, "PAGE", 150)
+    monkeypatch.setattr(stream, "PENDING_LIMIT", 300)
+    monkeypatch.setattr(behind, "MAX_TURNS", max_turns)
     resets = 0
     for seed in range(3000):
         world = World(seed, max_entries)
