@@ -219,8 +219,8 @@ class Hub:
         if batch.reset is not None:
             self._restart(batch, batch.reset)
         entries = batch.entries
-        for part in entries.parts if isinstance(entries, Packed) else (entries,):
-            if isinstance(part, Run):
+        for part in entries.parts if type(entries) is Packed else (entries,):
+            if type(part) is Run:
                 self._handle_run(part)
             else:
                 for entry in part:

@@ -93,8 +93,8 @@ class Snapshots:
         if self._reader is None:
             return
         unsettled, last = self._unsettled, 0
-        for part in entries.parts if isinstance(entries, Packed) else (entries,):
-            if isinstance(part, Run):
+        for part in entries.parts if type(entries) is Packed else (entries,):
+            if type(part) is Run:
                 for xid in dict.fromkeys(part.xids):
                     if xid:
                         unsettled.setdefault(xid, part.place(part.xids.index(xid)))
