@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 from rowcast.core import held, sse
 from rowcast.core.entry import Entry
 from rowcast.core.fill import Fill, due
-from rowcast.core.held import Held, Turn
+from rowcast.core.held import NOTHING, Held, Turn
 from rowcast.core.position import OWED, Place
 from rowcast.core.ring import Ring, Walk
 from rowcast.core.wire import StreamState
@@ -225,7 +225,7 @@ class Behind(Held):
             elif walk.end == self.wire.ring.end:
                 self.state = StreamState.LIVE
                 self._walk_from = None
-                self._walk_topics = frozenset()
+                self._walk_topics = NOTHING
                 self._deferred.clear()  # the hub has them too
                 if self.wire.caught_up is not None:
                     self.wire.caught_up(cast("Stream", self))
