@@ -310,10 +310,14 @@ class Viewer:
         return entry.topic in topics
 
     def _again(self, entry: Entry) -> bool:
-        """Whether it may come twice: the newest of a key, when a stream resumes that has just had its snapshots."""
-        resumed = self.view.resumes[-1].after if self.view.resumes else ORIGIN
-        rows = self.snapshot and bool(entry.xid)
-        return bool(rows and entry.interval and entry.key is not None) and entry.place <= min(self.view.joined, resumed)
+        """Whether it may come twice: the newest of a key, when a stream resumes that has just had its snapshots, or had
+        lost the topic, was given what was held of it, and is judged by the topics of now."""
+        if not self.view.resumes or not entry.interval or entry.key is None:
+            return False
+        resume = self.view.resumes[-1]
+        rows = self.snapshot and bool(entry.xid) and entry.place <= min(self.view.joined, resume.after)
+        lost = not resume.known and entry.place <= resume.after and entry.topic not in self.effective(resume.after)
+        return rows or lost
 
     def _may(self, entry: Entry) -> bool:
         if entry.place > self.view.begin and self._due(entry):
