@@ -6,9 +6,14 @@ import itertools
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from rowcast.testing.databases import drop_database
 from rowcast.testing.postgres import PostgresServer
+
+# How long examples take to be made says how busy the machine is, and nothing of the code.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 _numbers = itertools.count(1)
 
