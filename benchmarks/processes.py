@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -17,7 +17,7 @@ def build() -> None:
     """Compile the load generators and the floor, where they are older than their source."""
     BUILD.mkdir(exist_ok=True)
     here = Path(__file__).parent
-    shared = (here / "load" / "common.h").stat().st_mtime
+    shared = max(file.stat().st_mtime for file in here.glob("load/*.h"))
     for source in (here / "load" / "load.c", here / "load" / "follow.c", here / "peers" / "floor.c"):
         target = BUILD / source.stem
         if not target.exists() or target.stat().st_mtime < max(source.stat().st_mtime, shared):
@@ -71,6 +71,7 @@ class Load:
         mark: str = "",
         in_flight: int = 256,
         core: int | None = LOAD_CORE,
+        options: Sequence[str] = (),
     ) -> None:
         self._file = BUILD / f"requests-{os.getpid()}-{id(self)}"
         self._file.write_text("\n".join(requests))
@@ -79,7 +80,7 @@ class Load:
             core,
             [str(BUILD / self.program), *targets, "--requests", str(self._file), "--streams", str(streams)]
             + (["--mark", mark] if mark else [])
-            + ["--in-flight", str(in_flight)],
+            + ["--in-flight", str(in_flight), *options],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
@@ -92,6 +93,14 @@ class Load:
     def zero(self) -> None:
         """Forget what was counted."""
         self._say("zero")
+
+    def cut(self, seconds: float) -> None:
+        """Cut all numbered streams but those that stay; they come back within so many seconds."""
+        self._say(f"cut {round(seconds * 1000)}")
+
+    def sip(self, streams: int) -> None:
+        """Have the first so many streams read a byte a second; 0: as fast as ever."""
+        self._say(f"sip {streams}")
 
     def report(self) -> dict[str, Any]:
         """What was counted since."""

@@ -1,6 +1,7 @@
 /* The load generator: opens many Server-Sent Events streams and measures what arrives on them.
  *
  *   load --target HOST:PORT [--target …] --requests FILE --streams N [--in-flight 256] [--sources 1] [--mark TEXT]
+ *        [--numbered TOPICS/EACH [--stay 0]]
  *
  * FILE has one line per request, "PATH" or "PATH TOKEN"; streams take the lines in turn, and the targets in turn.
  * A stream is ready when MARK was seen on it (default: the end of the response's head).
@@ -14,6 +15,8 @@
  *   zero    forget what was counted
  *   report  print one line of JSON
  *   stall N stop reading on the first N streams; "stall 0" reads on
+ *   sip N   read one byte a second on the first N streams; "sip 0" reads on
+ *   cut MS  with --numbered: close all streams but the first STAY, which come back within MS milliseconds
  *   quit    (or the end of the input)
  */
 #include "common.h"
@@ -48,13 +51,28 @@ struct counts {
 };
 
 static struct stream *streams;
+static uint8_t *opened; /* by stream: whether it was ready once */
 static struct counts counts;
-static int wanted, in_flight = 256, sources = 1, stalled;
+static int wanted, in_flight = 256, sources = 1, stalled, sipping;
 static int next_stream, connecting, ready, refused, ended, poller;
 static const char *mark = "\r\n\r\n";
 static size_t mark_length;
 static uint64_t handshakes[BUCKETS];
 static char buffer[BUFFER + STAMP];
+
+static void count_event(int group, int64_t due, int64_t now) {
+    int64_t latency = now - due;
+    counts.events++;
+    counts.by_group[group]++;
+    counts.buckets[group][bucket_of(latency)]++;
+    if (latency > counts.largest[group]) counts.largest[group] = latency;
+    if (!counts.first) counts.first = now;
+    counts.last = now;
+    int64_t second = (now - counts.zero) / 1000000;
+    if (second >= 0 && second < SECONDS) counts.per_second[second]++;
+}
+
+#include "numbered.h"
 
 static void arrived(const char *stamp, int64_t now) {
     int64_t due = 0;
@@ -71,15 +89,7 @@ static void arrived(const char *stamp, int64_t now) {
         counts.bad++;
         return;
     }
-    int64_t latency = now - due;
-    counts.events++;
-    counts.by_group[group]++;
-    counts.buckets[group][bucket_of(latency)]++;
-    if (latency > counts.largest[group]) counts.largest[group] = latency;
-    if (!counts.first) counts.first = now;
-    counts.last = now;
-    int64_t second = (now - counts.zero) / 1000000;
-    if (second >= 0 && second < SECONDS) counts.per_second[second]++;
+    count_event(group, due, now);
 }
 
 /* Finds the stamps in `length` bytes at `data`; what may begin one at the end is kept for the next read. */
@@ -101,6 +111,8 @@ static void start(int index) {
     struct epoll_event event = {.events = EPOLLOUT, .data.ptr = s};
     int one = 1;
     s->index = (uint32_t)index;
+    s->matched = 0;
+    if (topics) numbered_begin(index);
     s->fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     if (s->fd < 0) die("socket");
     if (sources > 1) {
@@ -117,7 +129,10 @@ static void start(int index) {
 }
 
 static void gone(struct stream *s) {
-    if (s->state == READY) ended++;
+    if (topics) {
+        if (s->state != READY) connecting--;
+        numbered_gone((int)s->index, now_us());
+    } else if (s->state == READY) ended++;
     else {
         connecting--;
         refused++;
@@ -131,8 +146,11 @@ static void ask(struct stream *s) {
     const char *line = requests[(int)s->index % request_count];
     const char *space = strchr(line, ' ');
     int path = space ? (int)(space - line) : (int)strlen(line);
-    int length = snprintf(head, sizeof head, "GET %.*s HTTP/1.1\r\nHost: bench\r\nAccept: text/event-stream\r\n%s%s%s\r\n",
+    int length = snprintf(head, sizeof head, "GET %.*s HTTP/1.1\r\nHost: bench\r\nAccept: text/event-stream\r\n%s%s%s",
                           path, line, space ? "Authorization: Bearer " : "", space ? space + 1 : "", space ? "\r\n" : "");
+    if (topics && *sequences[s->index].id)
+        length += snprintf(head + length, sizeof head - (size_t)length, "Last-Event-ID: %s\r\n", sequences[s->index].id);
+    length += snprintf(head + length, sizeof head - (size_t)length, "\r\n");
     struct epoll_event event = {.events = EPOLLIN, .data.ptr = s};
     if (send(s->fd, head, (size_t)length, MSG_NOSIGNAL) != length) {
         gone(s);
@@ -152,9 +170,9 @@ static int marked(struct stream *s, const char *data, size_t length) {
     return 0;
 }
 
-static void readable(struct stream *s) {
+static void readable(struct stream *s, size_t most) {
     char *data = buffer + STAMP;
-    ssize_t got = recv(s->fd, data, BUFFER, 0);
+    ssize_t got = recv(s->fd, data, most, 0);
     if (got <= 0) {
         if (got < 0 && (errno == EAGAIN || errno == EINTR)) return;
         gone(s);
@@ -172,9 +190,14 @@ static void readable(struct stream *s) {
         if (marked(s, data, (size_t)got)) {
             s->state = READY;
             connecting--;
-            ready++;
+            if (!opened[s->index]) ready++;
+            opened[s->index] = 1;
             handshakes[bucket_of(now - s->began)]++;
         }
+    }
+    if (topics) {
+        numbered_data((int)s->index, data, (size_t)got, now);
+        return;
     }
     if (s->held) {
         data -= s->held;
@@ -192,7 +215,9 @@ static void zero(void) {
 
 static void report(void) {
     int64_t now = now_us();
-    printf("{\"events\":%llu,\"bytes\":%llu,\"reads\":%llu,\"bad\":%llu,\"ended\":%d,\"cpu\":%.3f,\"seconds\":%.6f,\"spread\":%lld,\"groups\":[",
+    putchar('{');
+    if (topics) numbered_report(wanted);
+    printf("\"events\":%llu,\"bytes\":%llu,\"reads\":%llu,\"bad\":%llu,\"ended\":%d,\"cpu\":%.3f,\"seconds\":%.6f,\"spread\":%lld,\"groups\":[",
            (unsigned long long)counts.events, (unsigned long long)counts.bytes, (unsigned long long)counts.reads,
            (unsigned long long)counts.bad, ended, cpu_seconds(), (double)(now - counts.zero) / 1e6,
            (long long)(counts.last - counts.first));
@@ -215,6 +240,45 @@ static void stall(int count) {
     stalled = count;
 }
 
+static void sip(int count) {
+    for (int i = 0; i < (count > sipping ? count : sipping) && i < wanted; i++) {
+        struct epoll_event event = {.events = i < count ? 0 : EPOLLIN, .data.ptr = &streams[i]};
+        if (streams[i].state == READY) epoll_ctl(poller, EPOLL_CTL_MOD, streams[i].fd, &event);
+    }
+    sipping = count;
+}
+
+static void cut(int64_t spread) {
+    int64_t now = now_us();
+    memset(&storm, 0, sizeof storm);
+    storm.cut_at = now;
+    for (int i = stay; i < wanted; i++) {
+        struct stream *s = &streams[i];
+        if (s->state != READY) continue;
+        s->state = GONE;
+        close(s->fd);
+        sequences[i].cut = now;
+        sequences[i].come_back = now + (int64_t)(random() % (spread * 1000 + 1));
+        away++;
+    }
+}
+
+/* What is due by time: one byte for those that sip, and streams that come back. */
+static void tick(void) {
+    static int64_t last_sip;
+    int64_t now = now_us();
+    if (sipping && now - last_sip >= 1000000) {
+        last_sip = now;
+        for (int i = 0; i < sipping; i++) readable(&streams[i], 1);
+    }
+    for (int i = stay; away && i < wanted; i++)
+        if (streams[i].state == GONE && sequences[i].come_back <= now) {
+            away--;
+            storm.attempts++;
+            start(i);
+        }
+}
+
 static int command(void) {
     static char line[256];
     static size_t length;
@@ -228,6 +292,8 @@ static int command(void) {
         if (!strcmp(line, "zero")) zero();
         else if (!strcmp(line, "report")) report();
         else if (!strncmp(line, "stall ", 6)) stall(atoi(line + 6));
+        else if (!strncmp(line, "sip ", 4)) sip(atoi(line + 4));
+        else if (!strncmp(line, "cut ", 4)) cut(atoi(line + 4));
         else if (!strcmp(line, "quit")) return 0;
         length -= (size_t)(end + 1 - line);
         memmove(line, end + 1, length + 1);
@@ -244,6 +310,8 @@ int main(int argc, char **argv) {
         else if (!strcmp(argv[i], "--in-flight")) in_flight = atoi(argv[i + 1]);
         else if (!strcmp(argv[i], "--sources")) sources = atoi(argv[i + 1]);
         else if (!strcmp(argv[i], "--mark")) mark = argv[i + 1];
+        else if (!strcmp(argv[i], "--stay")) stay = atoi(argv[i + 1]);
+        else if (!strcmp(argv[i], "--numbered") && sscanf(argv[i + 1], "%d/%d", &topics, &each) == 2 && each && !(topics % each)) continue;
         else {
             fprintf(stderr, "load: unknown option %s\n", argv[i]);
             return 2;
@@ -256,6 +324,8 @@ int main(int argc, char **argv) {
     mark_length = strlen(mark);
     read_requests(file);
     streams = calloc((size_t)wanted, sizeof *streams);
+    opened = calloc((size_t)wanted, 1);
+    if (topics) numbered_init(wanted);
     poller = epoll_create1(EPOLL_CLOEXEC);
     struct epoll_event input = {.events = EPOLLIN, .data.ptr = NULL};
     fcntl(0, F_SETFL, fcntl(0, F_GETFL) | O_NONBLOCK);
@@ -274,8 +344,9 @@ int main(int argc, char **argv) {
             fflush(stdout);
         }
         struct epoll_event events[512];
-        int count = epoll_wait(poller, events, 512, -1);
+        int count = epoll_wait(poller, events, 512, away || sipping ? 2 : -1);
         if (count < 0 && errno != EINTR) die("epoll_wait");
+        if (away || sipping) tick();
         for (int i = 0; i < count; i++) {
             struct stream *s = events[i].data.ptr;
             if (!s) {
@@ -286,7 +357,7 @@ int main(int argc, char **argv) {
                 getsockopt(s->fd, SOL_SOCKET, SO_ERROR, &error, &size);
                 if (error) gone(s);
                 else ask(s);
-            } else if (s->state != GONE) readable(s);
+            } else if (s->state != GONE) readable(s, BUFFER);
         }
     }
 }

@@ -11,6 +11,7 @@
     │   └── TooLarge       (HTTP 413)
     ├── Repeated           what is to be in the log once is there already
     ├── Unavailable        not now, try again (HTTP 503)
+    │   └── Busy           this replica takes no stream now
     ├── Expired            entries that are asked for are no longer in the log
     └── DecodeError        bytes from the server that are no pgoutput
 
@@ -65,6 +66,14 @@ class Unavailable(RowcastError):
     def __init__(self, message: str, *, what: str = "log") -> None:
         super().__init__(message)
         self.what = what
+
+
+class Busy(Unavailable):
+    """This replica takes no new stream now; `reason` is what `rowcast.bye` will say."""
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message, what="streams")
+        self.reason = reason
 
 
 class Expired(RowcastError):

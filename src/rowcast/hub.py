@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from rowcast import jitter
@@ -28,7 +29,8 @@ from rowcast.core.run import Packed, Run
 from rowcast.core.stream import MAX_TURNS, Stream, StreamState, Wire
 from rowcast.core.subscriptions import Load, Subscriptions, TopicChange
 from rowcast.core.topics import TopicIndex
-from rowcast.errors import Unavailable
+from rowcast.doors import Doors
+from rowcast.errors import Busy
 from rowcast.flush import Flush
 from rowcast.joins import Joins
 from rowcast.ports import Loader, Log, ReadableLog, RowReader, State
@@ -37,6 +39,7 @@ from rowcast.releases import Releases
 from rowcast.snapshots import Snapshots
 from rowcast.telemetry.histogram import Histogram
 from rowcast.telemetry.journal import get_logger
+from rowcast.turnstile import Turnstile
 from rowcast.wheel import Wheel
 
 if TYPE_CHECKING:
@@ -55,15 +58,13 @@ TURN = 0.001
 GAP_PATIENCE = 3.0
 """Seconds after a gap of the log in which nothing is read that may not hold all that was committed in it."""
 
+STARTS = 8
+"""Streams that are started per turn of the loop when many wait for the same place."""
+
+LEAVES = 16
+"""Streams that are forgotten per turn when many clients go at once."""
+
 LATENCY_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-
-
-class Busy(Unavailable):
-    """This replica takes no new stream now; `reason` is what `rowcast.bye` will say."""
-
-    def __init__(self, message: str, reason: str) -> None:
-        super().__init__(message, what="streams")
-        self.reason = reason
 
 
 class Hub:
@@ -108,6 +109,9 @@ class Hub:
         self.users: dict[str, list[Stream]] = {}
         self.streams: dict[Stream, None] = {}
         self.draining = False
+        self.doors = Doors()
+        self._starts = Turnstile(STARTS)
+        self._leaves = Turnstile(LEAVES)
         self.deliveries = 0
         self.cache: Invalidation | None = None
         """What is given to a stream waits until it has deleted the user's cached keys; None: nothing is cached."""
@@ -118,6 +122,8 @@ class Hub:
         self.entries: Counter[str] = Counter()
         self.catchups: Counter[str] = Counter()
         self.ended: Counter[str] = Counter()
+        self.refused: Counter[str] = Counter()
+        """Requests for streams that were told to come back later."""
         self.latency = Histogram(LATENCY_BOUNDS)
         """Seconds from commit to the write to a stream's transport, by the clocks of Postgres and of this machine."""
         self.warm = False
@@ -317,7 +323,7 @@ class Hub:
 
     def _change(self, change: TopicChange, place: Place, *, tell: bool = False) -> None:
         for stream in self.users.get(change.user, ()):
-            if stream.state is not StreamState.STARTING:
+            if stream.state not in (StreamState.STARTING, StreamState.ENDED):
                 topics = stream.effective(change.topics)
                 if self.cache is not None and self.wire.throttle.held:
                     self.cache.hold((stream,))  # what is held of topics that go is sent now
@@ -427,8 +433,8 @@ class Hub:
             tell = self.joins.told(change.user)
             for stream in self.users.get(change.user, ()):
                 if stream.state is StreamState.STARTING:
-                    self._try_start(stream)
-                else:
+                    self._starts.do(partial(self._start, stream))
+                elif stream.state is not StreamState.ENDED:
                     topics = stream.effective(change.topics)
                     if self.cache is not None and (self.wire.throttle.held or topics - stream.topics):
                         self.cache.hold((stream,))  # it gets what came by on them during the query
@@ -438,20 +444,19 @@ class Hub:
                     else:
                         self._resume_anew(stream, stream.refused, topics)
                     self._mark(stream)
-        if self._awaiting:
-            for stream in tuple(self._awaiting):
-                self._try_start(stream)
+        for stream in tuple(self._awaiting):
+            self._start(stream)
         self._flush()
 
     # The clients' side
 
-    def admit(self) -> None:
-        """Raise `Busy` when this replica takes no stream now."""
+    def admit(self, waiting: int = 0) -> None:
+        """Raise `Busy` when this replica takes no stream now, besides so many that wait at the doors."""
         if self.draining:
             raise Busy("this replica is draining; connect again", "draining")
         if not self.warm:
             raise Busy("this replica is warming up; connect again", "unavailable")
-        if len(self.streams) >= self.max_streams:
+        if len(self.streams) + waiting >= self.max_streams:
             raise Busy(f"this replica has its {self.max_streams} streams; connect again later", "busy")
         if len(self._starting) >= MAX_STARTING:
             raise Busy("too many streams come at once; connect again later", "busy")
@@ -498,6 +503,9 @@ class Hub:
 
     def end(self, stream: Stream, reason: str, *, retry: int | None = None) -> None:
         """End a stream with `rowcast.bye` and a reason; `retry` in milliseconds is told before it."""
+        if stream.state is StreamState.ENDED:  # its client has gone already
+            self.drop(stream)
+            return
         stream.end(reason, retry)
         self.ended[reason] += 1
         self.drop(stream)
@@ -527,6 +535,13 @@ class Hub:
             self._writing.later(stream)
         self._writing.start()
 
+    def leave(self, stream: Stream) -> None:
+        """A stream's client is gone: it gets nothing more, and is forgotten in its turn."""
+        if stream in self.streams:
+            stream.state = StreamState.ENDED
+            stream.pending.clear()
+            self._leaves.do(partial(self.drop, stream))
+
     def drop(self, stream: Stream) -> None:
         """Forget a stream: its client is gone, or it was ended. Forgetting twice is fine."""
         if stream not in self.streams:
@@ -548,6 +563,12 @@ class Hub:
             del self.users[stream.grant.user]
             self.subscriptions.forget(stream.grant.user)
             self.joins.forget(stream.grant.user)
+
+    def _start(self, stream: Stream) -> None:
+        """Start a stream whose turn has come, if it is still there."""
+        if stream in self._starting and stream.state is StreamState.STARTING:
+            self._try_start(stream)
+            self._flush()
 
     def _try_start(self, stream: Stream) -> None:
         """Start a stream if its user is exact and the head is where it must be."""

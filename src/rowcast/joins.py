@@ -25,6 +25,9 @@ logger = get_logger(__name__)
 GROUP = 1000
 """Users read by one query at most."""
 
+PART = 50
+"""Rows that are joined to the tail in one turn of the loop, or one user with more."""
+
 RETRY = 1.0
 """Seconds between two tries to read users whose streams are already open."""
 
@@ -158,7 +161,10 @@ class Joins:
             users = self.claim()
             try:
                 async with self._reading:
-                    stale.extend(self.deliver(await self._loader.load(users)))
+                    load = await self._loader.load(users)
+                    for part in load.parts(PART):
+                        stale.extend(self.deliver(part))
+                        await asyncio.sleep(0)
             except Exception:
                 for user in (*users, *stale):
                     if user in self._hub.users:

@@ -34,7 +34,7 @@ from rowcast.errors import ConfigError, SetupError
 from rowcast.http import redact, takeover
 from rowcast.sections import Server as ServerSection
 from rowcast.signals import Terminal
-from rowcast.sockets import address_of, listen
+from rowcast.sockets import address_of, listen, shares
 from rowcast.telemetry import journal
 from rowcast.tls import Certificate
 from rowcast.workers import Worker, require_shared
@@ -137,7 +137,8 @@ def serve(
     with contextlib.closing(listen(host, port) if worker is None else worker.listen(host, port)) as sock:
         server = Server(config, sock, guarded, casts, worker, certificate, on_ready)
         with asyncio.Runner(loop_factory=_loop_factory()) as runner, contextlib.suppress(asyncio.CancelledError):
-            runner.run(server.serve(sockets=[sock]))
+            # asyncio's own loop accepts all that wait, at once.
+            runner.run(server.serve(sockets=shares(sock) if _loop_factory() else [sock]))
         if server.failure is not None:
             raise server.failure
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import socket
 
+from rowcast.doors import OPENS
 from rowcast.errors import ConfigError
 
 PATIENCE = 30.0
@@ -16,6 +17,9 @@ PATIENCE = 30.0
 
 LONG_PATIENCE = 120.0
 """The same while a client does not read: its window is closed then, and it may be slow, yet alive."""
+
+ACCEPTS = OPENS
+"""Connections that are accepted per turn of the loop: as many as requests for streams are let in."""
 
 _OPTIONS = (
     ("TCP_NODELAY", 1),
@@ -51,6 +55,15 @@ def listen(host: str, port: int, *, shared: bool = False) -> socket.socket:
             f"[server] port {port} on {host} can't be used: {error.strerror}; choose another by --port (0: a free one)"
         ) from None
     return sock
+
+
+def shares(sock: socket.socket) -> list[socket.socket]:
+    """A listening socket and duplicates of it, ACCEPTS in all, for a loop that takes one connection a turn from each.
+
+    So does libuv since 1.45, and so uvloop: with one socket, a loop whose turns take four milliseconds lets in 250
+    clients a second, however many wait.
+    """
+    return [sock, *(sock.dup() for _ in range(ACCEPTS - 1))]
 
 
 def tune(sock: object) -> None:

@@ -13,7 +13,8 @@ from rowcast.core.entry import Batch
 from rowcast.core.grants import Grant
 from rowcast.core.stream import Stream, StreamState
 from rowcast.drain import COME_BACK, GROUP_PAUSE, MARGIN, Drain
-from rowcast.hub import Busy, Hub
+from rowcast.errors import Busy
+from rowcast.hub import Hub
 from rowcast.jitter import Even
 from rowcast.testing.stream import parse_block
 

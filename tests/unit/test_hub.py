@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from itertools import pairwise
 from typing import Any
 
 import jwt
@@ -21,8 +22,8 @@ from rowcast.core.rules import RowRule
 from rowcast.core.snapshot import Snapshot
 from rowcast.core.stream import PAGE, PENDING_LIMIT, Stream, StreamState
 from rowcast.core.subscriptions import Load, Subscriptions, UserRows
-from rowcast.errors import Unavailable
-from rowcast.hub import Busy, Hub
+from rowcast.errors import Busy, Unavailable
+from rowcast.hub import Hub
 
 SECRET = "0123456789abcdef0123456789abcdef"
 
@@ -325,3 +326,57 @@ def test_other_rules_are_not_read_before_what_came_by_is_visible() -> None:
         assert hub.joins.deliver(Load((6, 0), {user: UserRows() for user in users}, snapshot)) == ["ann"]
     assert hub.joins.deliver(Load((6, 0), rows, Snapshot(101, 103, frozenset({101})))) == []
     assert stream.topics == {"b", "user:ann"}
+
+
+async def test_whoever_waits_for_the_same_place_is_started_in_turns() -> None:
+    hub = make(rule(), loader=object())
+    hub.max_streams = 100
+    streams = [connect(hub, f"user{number}") for number in range(5 * rowcast.hub.STARTS)]
+    load(hub, 5)
+    counts = [hub.states()["live"]]
+    while hub.states()["starting"]:
+        await asyncio.sleep(0)
+        counts.append(hub.states()["live"])
+    assert counts[0] == rowcast.hub.STARTS
+    assert max(after - before for before, after in pairwise(counts)) == rowcast.hub.STARTS
+    assert all(b"rowcast.ready" in read(stream) for stream in streams)
+
+
+async def test_whoever_goes_together_is_forgotten_in_turns_and_gets_nothing_meanwhile() -> None:
+    hub = make(rule(), loader=object())
+    hub.max_streams = 100
+    streams = [connect(hub, f"user{number}") for number in range(3 * rowcast.hub.LEAVES)]
+    rows = {f"user{n}": [{"id": str(n), "user": f"user{n}", "t": "a"}] for n in range(len(streams))}
+    load(hub, 5, **rows)
+    while hub.states()["starting"]:
+        await asyncio.sleep(0)
+    for stream in streams:
+        hub.leave(stream)
+    left = [hub.streams_count]
+    # The topics of one who is still to be forgotten change, and its user comes back.
+    last = streams[-1].grant.user
+    row = {"id": rows[last][0]["id"], "user": last, "t": "b"}
+    hub.handle(Batch("e", [Entry(Kind.ROW, (8, 1), RowChange(0, "update", row, None), xid=99)], (8, 1)))
+    hub.handle(data(9, "a", "too late"))
+    back = connect(hub, last)
+    hub.end(streams[-2], "draining")  # nothing is to be said to it any more
+    while hub.streams_count > 1:
+        await asyncio.sleep(0)
+        left.append(hub.streams_count)
+    assert left[0] == len(streams) - rowcast.hub.LEAVES
+    assert max(before - after for before, after in pairwise(left)) <= rowcast.hub.LEAVES
+    assert not any(stream.pending for stream in streams[:-2])
+    assert not hub.ended
+    assert back.topics == {"b", "user:" + last}
+    hub.drop(back)
+    assert not hub.listened("a")
+    assert not hub.listened("b")
+
+
+def test_a_load_is_joined_in_parts() -> None:
+    users = {f"user{n}": UserRows({0: [{"id": str(k)} for k in range(n)]}) for n in (3, 0, 90, 1, 2)}
+    whole = Load((5, 0), users, Snapshot(5, 5))
+    parts = list(whole.parts(5))
+    assert [list(part.users) for part in parts] == [["user3", "user0"], ["user90"], ["user1", "user2"]]
+    assert all((part.after, part.snapshot) == (whole.after, whole.snapshot) for part in parts)
+    assert list(Load((5, 0), {}).parts(5)) == []

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -45,6 +45,19 @@ class Load(msgspec.Struct):
     after: Place
     users: dict[str, UserRows]
     snapshot: Snapshot | None = None
+
+    def parts(self, rows: int) -> Iterator[Load]:
+        """The same in parts of about so many rows; a user is in one of them. They may be joined at different times."""
+        part: dict[str, UserRows] = {}
+        count = 0
+        for user, read in self.users.items():
+            part[user] = read
+            count += 1 + sum(map(len, read.rows.values()))
+            if count >= rows:
+                yield Load(self.after, part, self.snapshot)
+                part, count = {}, 0
+        if part:
+            yield Load(self.after, part, self.snapshot)
 
 
 class TopicChange(NamedTuple):

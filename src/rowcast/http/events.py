@@ -26,11 +26,11 @@ from rowcast.core import sse
 from rowcast.core.grants import Grant
 from rowcast.core.position import Position, parse_position
 from rowcast.core.stream import Stream, StreamState
-from rowcast.errors import BadRequest, Unavailable
+from rowcast.errors import BadRequest, Busy, Unavailable
 from rowcast.fields import field
 from rowcast.http.taken import END_LIMIT, TakenWriter
 from rowcast.http.takeover import Outcome, offered
-from rowcast.hub import Busy, Hub
+from rowcast.hub import Hub
 from rowcast.telemetry.journal import get_logger
 
 if TYPE_CHECKING:
@@ -60,6 +60,9 @@ class Events:
         request = Request(scope, receive)
         cast: Rowcast = scope["app"].state.cast
         try:
+            hub = cast.hub
+            hub.admit(len(hub.doors))
+            await hub.doors.enter()
             grant = await (self._grant or scope["app"].state.authenticate)(request)
             query = request.query_params if scope["query_string"] else _NO_QUERY
             cursor = _cursor(request, query)
@@ -69,12 +72,15 @@ class Events:
                 await send({"type": "http.response.start", "status": 200, "headers": _HEAD})
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
                 return
-            hub = cast.hub
             hub.admit()
         except Unavailable as error:
+            if cast.running:
+                cast.hub.refused[_reason(error)] += 1
             if _wants_status(request.headers):
                 raise
-            await send({"type": "http.response.start", "status": 200, "headers": _HEAD})
+            # Many of them would hold their connections open, idle, for as long as it takes to come back.
+            closing = [(b"connection", b"close")] if scope["http_version"].startswith("1") else []
+            await send({"type": "http.response.start", "status": 200, "headers": [*_HEAD, *closing]})
             await send({"type": "http.response.body", "body": _not_now(error), "more_body": False})
             return
         connect = partial(hub.connect, grant, narrow=narrow, cursor=cursor, snapshot=snapshot)
@@ -92,22 +98,23 @@ class Events:
             taken = TakenWriter(hub)
             outcome = takeover.take(taken)
             if outcome is Outcome.TAKEN:
-                _carry(taken, connect, first)
+                _carry(taken, hub, connect, first)
             if outcome is not Outcome.PLAIN:
                 return
         writer = _Writer(send, hub)
         try:
             writer.stream = stream = connect(writer.wake)
         except Unavailable as error:  # it was admitted, but the head took its time
+            hub.refused[_reason(error)] += 1
             await send({"type": "http.response.body", "body": _not_now(error), "more_body": False})
             return
         try:
             await writer.run(receive, first=first)
         finally:
-            hub.drop(stream)
+            hub.leave(stream)
 
 
-def _carry(writer: TakenWriter, connect: Callable[[Callable[[], None]], Stream], first: bytes) -> None:
+def _carry(writer: TakenWriter, hub: Hub, connect: Callable[[Callable[[], None]], Stream], first: bytes) -> None:
     """Open the stream of a transport that was taken over. What it has to say at once goes out with the first block."""
     try:
         writer.carry(connect(writer.wake), first)
@@ -115,6 +122,7 @@ def _carry(writer: TakenWriter, connect: Callable[[Callable[[], None]], Stream],
         if not isinstance(error, Unavailable):
             logger.exception("stream_failed", "a stream could not be opened")
             error = Unavailable("the stream could not be opened", what="streams")
+        hub.refused[_reason(error)] += 1
         writer.close(first + _not_now(error))
 
 
@@ -186,8 +194,12 @@ class _Writer:
         self._ready.set()
 
 
+def _reason(error: Unavailable) -> str:
+    return error.reason if isinstance(error, Busy) else "unavailable"
+
+
 def _not_now(error: Unavailable) -> bytes:
-    reason = error.reason if isinstance(error, Busy) else "unavailable"
+    reason = _reason(error)
     bye = sse.frame(b'{"reason":"%s"}' % reason.encode(), event="rowcast.bye")
     # While we drain, another replica is there to be had.
     pause = jitter.retry(0.5, 2.0) if reason == "draining" else jitter.retry(2.0, 8.0)

@@ -148,8 +148,7 @@ class TakenWriter(asyncio.Protocol):
         stream, self._stream = self._stream, None
         if stream is not None:
             stream.wake = _nothing
-            stream.pending.clear()
-            self._hub.drop(stream)
+            self._hub.leave(stream)
 
 
 def _nothing() -> None:

@@ -66,6 +66,12 @@ class Metrics(Collector):
         for reason, count in hub.ended.items():
             ended.add_metric([reason], count)
         yield ended
+        refused = CounterMetricFamily(
+            "rowcast_refused", "Requests for streams that were told to come back later", labels=["reason"]
+        )
+        for reason, count in hub.refused.items():
+            refused.add_metric([reason], count)
+        yield refused
         yield CounterMetricFamily(
             "rowcast_poisoned_rows",
             "Rows skipped since a route or rule raised, and webhook records that could not be taken",

@@ -13,6 +13,7 @@ import pytest
 from starlette.applications import Starlette
 from starlette.routing import Mount
 
+import rowcast.doors
 from rowcast import Rowcast
 from rowcast.http import app as module
 from rowcast.testing.stream import OpenStream
@@ -176,6 +177,27 @@ async def test_a_draining_replica_is_alive_but_not_ready(make: Make, serve: Any,
         hard = await client.get("/events", headers=bearer() | {"accept": "application/json"})
         assert hard.status_code == 503
         assert "retry-after" in hard.headers
+
+
+async def test_who_is_turned_away_is_counted_and_does_not_keep_its_connection(
+    make: Make, serve: Any, bearer: Bearer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cast = make()
+    async with serve(cast.asgi()) as client:
+        monkeypatch.setattr(rowcast.doors, "LINE", 0)
+        soft = await client.get("/events", headers={"accept": "text/event-stream"})  # before any token is looked at
+        assert (soft.status_code, soft.headers["connection"]) == (200, "close")
+        retry, bye = soft.text.split("\n", 1)
+        assert 2000 <= int(retry.removeprefix("retry: ")) <= 8000
+        assert 'rowcast.bye\ndata: {"reason":"busy"}' in bye
+        hard = await client.get("/events", headers=bearer() | {"prefer": "status"})
+        assert hard.status_code == 503
+        assert "too many streams come at once" in hard.json()["error"]
+        assert cast.hub.refused == {"busy": 2}
+        monkeypatch.undo()
+        token = bearer()["authorization"].removeprefix("Bearer ")
+        async with OpenStream(str(client.base_url).rstrip("/"), token) as stream:
+            await stream.ready()
 
 
 async def test_a_replica_with_a_failed_part_is_neither_alive_nor_ready(make: Make, serve: Any) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import struct
+from types import SimpleNamespace
+from typing import Any
+
 import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
 from rowcast.sources.activity import OpenTransaction
 from rowcast.sources.explain import explain
-from rowcast.sources.wal import SessionEnded, options
+from rowcast.sources.wal import CHUNK_MESSAGES, SessionEnded, WalSession, options
 
 
 def test_settings_become_options() -> None:
@@ -56,3 +60,70 @@ def test_an_open_transaction_says_who_it_is_and_how_to_end_it() -> None:
     )
     prepared = OpenTransaction(0, "ann", "", "prepared", 90, "gid-1")
     assert str(prepared) == "the prepared transaction 'gid-1'; run: COMMIT PREPARED or ROLLBACK PREPARED 'gid-1'"
+
+
+class Walsender:
+    """The libpq side of a session: messages are there from the start, `burst` of them with each read."""
+
+    def __init__(self, messages: list[bytes], burst: int) -> None:
+        self.messages = messages
+        self.burst = burst
+        self.read: list[bytes] = []
+        self.answers: list[bytes] = []
+        self.socket = -1
+
+    def consume_input(self) -> None:
+        self.read += self.messages[: self.burst]
+        del self.messages[: self.burst]
+
+    def get_copy_data(self, _: int) -> tuple[int, bytes]:
+        return (len(self.read[0]), self.read.pop(0)) if self.read else (0, b"")
+
+    def put_copy_data(self, data: bytes) -> None:
+        self.answers.append(data)
+
+    def flush(self) -> None:
+        pass
+
+
+def session_of(sender: Walsender) -> WalSession:
+    connection: Any = SimpleNamespace(pgconn=sender, add_notice_handler=lambda handler: None)
+    return WalSession(connection, 10.0)
+
+
+def data(number: int) -> bytes:
+    return struct.pack("!cqqq", b"w", number, number, 0) + b"%d" % number
+
+
+def keepalive(sent: int, *, asks: bool = False) -> bytes:
+    return struct.pack("!cqqb", b"k", sent, 0, asks)
+
+
+async def test_a_keepalive_after_every_transaction_does_not_part_what_is_there() -> None:
+    """A loop that is busy must get all that came meanwhile at once, and not a transaction in each of its turns."""
+    sender = Walsender([message for n in range(1, 101) for message in (data(n), keepalive(n))], burst=10)
+    sender.consume_input()
+    received = await session_of(sender).receive()
+    assert received.payloads == [b"%d" % n for n in range(1, 101)]
+    assert received.sent == 100
+
+
+async def test_who_is_asked_answers_with_the_next_call() -> None:
+    sender = Walsender([data(1), keepalive(1, asks=True)], burst=2)
+    sender.consume_input()
+    session = session_of(sender)
+    assert (await session.receive()).payloads == [b"1"]
+    answered = len(sender.answers)
+    session.acknowledge(7)
+    sender.read.append(keepalive(8))
+    assert (await session.receive()).sent == 8
+    assert len(sender.answers) == answered + 1
+    assert struct.unpack_from("!cq", sender.answers[-1])[1] == 7
+
+
+async def test_what_is_returned_at_once_is_bounded() -> None:
+    sender = Walsender([data(n) for n in range(2 * CHUNK_MESSAGES)], burst=100)
+    sender.consume_input()
+    session = session_of(sender)
+    assert len((await session.receive()).payloads) == CHUNK_MESSAGES
+    assert len((await session.receive()).payloads) == CHUNK_MESSAGES
