@@ -11,6 +11,7 @@ Under `rowcast serve` most of them wait in the kernel, since it accepts as many 
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
 from rowcast.errors import Busy
 from rowcast.turnstile import Turnstile
@@ -37,6 +38,11 @@ class Doors:
         if len(self._turnstile) >= LINE:
             raise Busy("too many streams come at once; connect again later", "busy")
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._turnstile.do(lambda: turn.done() or turn.set_result(None))
+        self._turnstile.do(partial(_open, turn))
         if not turn.done():
             await turn
+
+
+def _open(turn: asyncio.Future[None]) -> None:
+    if not turn.done():  # the server may have given the request up
+        turn.set_result(None)
