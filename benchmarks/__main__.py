@@ -14,7 +14,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks import capture, catchup, fanout, latency, log, plots, processes, rolling, storm, streams
+from benchmarks import capture, catchup, fanout, latency, log, plots, processes, rolling, slow_reader, storm, streams
 
 CASES: dict[str, Callable[[argparse.Namespace], list[str]]] = {
     "fanout": lambda given: fanout.fan_out(given.runs, given.seconds),
@@ -31,10 +31,11 @@ CASES: dict[str, Callable[[argparse.Namespace], list[str]]] = {
     "log": lambda given: log.run(given.rows, given.runs),
     "scale": lambda given: streams.scale(given.runs, given.seconds),
     "storm": lambda given: storm.run(given.runs, given.seconds),
+    "slow": lambda given: slow_reader.run(given.runs, given.seconds),
     "rolling": lambda given: rolling.run(given.runs, given.proxy, quick=given.quick),
     "drain": lambda given: rolling.drained(given.proxy, quick=given.quick),
 }
-BY_NAME_ONLY = ("scale", "storm", "rolling", "drain")
+BY_NAME_ONLY = ("scale", "storm", "slow", "rolling", "drain")
 """Cases that take long, or much memory: they run when they are named."""
 
 

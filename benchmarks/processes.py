@@ -98,10 +98,6 @@ class Load:
         """Cut all numbered streams but those that stay; they come back within so many seconds."""
         self._say(f"cut {round(seconds * 1000)}")
 
-    def sip(self, streams: int) -> None:
-        """Have the first so many streams read a byte a second; 0: as fast as ever."""
-        self._say(f"sip {streams}")
-
     def report(self) -> dict[str, Any]:
         """What was counted since."""
         self._say("report")

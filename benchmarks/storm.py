@@ -12,7 +12,6 @@ import contextlib
 import json
 import os
 import statistics
-import threading
 import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -22,6 +21,7 @@ import psycopg
 from benchmarks import processes, servers
 from benchmarks.processes import Load
 from benchmarks.servers import token
+from benchmarks.writing import Writer
 from rowcast.testing.postgres import PostgresServer
 from rowcast.testing.valkey import ValkeyServer
 
@@ -29,6 +29,8 @@ STREAMS, STAYING = 10_000, 1_000
 TOPICS, EACH = 1_000, 5
 RATE = 1_000
 """Changes a second."""
+
+INSERT = f"INSERT INTO ticks SELECT n, n % {TOPICS}, t FROM new"
 
 SPREAD = 3.0
 """Seconds within which all are back, each at a moment of its own."""
@@ -53,37 +55,6 @@ class Storm(NamedTuple):
     during: float
     """The same from the cut until the last one was live again."""
     turned_away: int
-
-
-class Writer(threading.Thread):
-    """Inserts numbered rows, so many a second, each stamped with the time at which it was due."""
-
-    def __init__(self, database: str, rate: float) -> None:
-        super().__init__(daemon=True)
-        self._database = database
-        self._rate = rate
-        self._ended = threading.Event()
-        self.written = 0
-
-    def run(self) -> None:
-        """Write until it is stopped."""
-        with psycopg.connect(self._database, autocommit=True) as connection, connection.cursor() as cursor:
-            began = time.monotonic()
-            while not self._ended.wait(0.005):
-                until = min(int((time.monotonic() - began) * self._rate), self.written + 500)
-                if until > self.written:
-                    numbers = list(range(self.written, until))
-                    stamps = [f"@0{int((began + n / self._rate) * 1e6):016d}{n:010d}@" for n in numbers]
-                    cursor.execute(
-                        "INSERT INTO ticks SELECT n, n %% %s, t FROM unnest(%s::int8[], %s::text[]) AS u (n, t)",
-                        [TOPICS, numbers, stamps],
-                    )
-                    self.written = until
-
-    def stop(self) -> None:
-        """Write no more."""
-        self._ended.set()
-        self.join()
 
 
 @contextlib.contextmanager
@@ -127,7 +98,7 @@ def one(log: str, storms: int, seconds: float, spread: float, streams: int = STR
                 options=["--numbered", f"{TOPICS}/{EACH}", "--stay", str(STAYING)],
             )
         )  # fmt: skip
-        writer = Writer(postgres.url(), RATE)
+        writer = Writer(postgres.url(), RATE, INSERT, "@0{due:016d}{number:010d}@")
         writer.start()
         time.sleep(2)
         found = []

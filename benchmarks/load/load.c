@@ -15,7 +15,6 @@
  *   zero    forget what was counted
  *   report  print one line of JSON
  *   stall N stop reading on the first N streams; "stall 0" reads on
- *   sip N   read one byte a second on the first N streams; "sip 0" reads on
  *   cut MS  with --numbered: close all streams but the first STAY, which come back within MS milliseconds
  *   quit    (or the end of the input)
  */
@@ -53,7 +52,7 @@ struct counts {
 static struct stream *streams;
 static uint8_t *opened; /* by stream: whether it was ready once */
 static struct counts counts;
-static int wanted, in_flight = 256, sources = 1, stalled, sipping;
+static int wanted, in_flight = 256, sources = 1, stalled;
 static int next_stream, connecting, ready, refused, ended, poller;
 static const char *mark = "\r\n\r\n";
 static size_t mark_length;
@@ -170,9 +169,9 @@ static int marked(struct stream *s, const char *data, size_t length) {
     return 0;
 }
 
-static void readable(struct stream *s, size_t most) {
+static void readable(struct stream *s) {
     char *data = buffer + STAMP;
-    ssize_t got = recv(s->fd, data, most, 0);
+    ssize_t got = recv(s->fd, data, BUFFER, 0);
     if (got <= 0) {
         if (got < 0 && (errno == EAGAIN || errno == EINTR)) return;
         gone(s);
@@ -240,14 +239,6 @@ static void stall(int count) {
     stalled = count;
 }
 
-static void sip(int count) {
-    for (int i = 0; i < (count > sipping ? count : sipping) && i < wanted; i++) {
-        struct epoll_event event = {.events = i < count ? 0 : EPOLLIN, .data.ptr = &streams[i]};
-        if (streams[i].state == READY) epoll_ctl(poller, EPOLL_CTL_MOD, streams[i].fd, &event);
-    }
-    sipping = count;
-}
-
 static void cut(int64_t spread) {
     int64_t now = now_us();
     memset(&storm, 0, sizeof storm);
@@ -263,14 +254,9 @@ static void cut(int64_t spread) {
     }
 }
 
-/* What is due by time: one byte for those that sip, and streams that come back. */
+/* Streams that are due to come back. */
 static void tick(void) {
-    static int64_t last_sip;
     int64_t now = now_us();
-    if (sipping && now - last_sip >= 1000000) {
-        last_sip = now;
-        for (int i = 0; i < sipping; i++) readable(&streams[i], 1);
-    }
     for (int i = stay; away && i < wanted; i++)
         if (streams[i].state == GONE && sequences[i].come_back <= now) {
             away--;
@@ -292,7 +278,6 @@ static int command(void) {
         if (!strcmp(line, "zero")) zero();
         else if (!strcmp(line, "report")) report();
         else if (!strncmp(line, "stall ", 6)) stall(atoi(line + 6));
-        else if (!strncmp(line, "sip ", 4)) sip(atoi(line + 4));
         else if (!strncmp(line, "cut ", 4)) cut(atoi(line + 4));
         else if (!strcmp(line, "quit")) return 0;
         length -= (size_t)(end + 1 - line);
@@ -344,9 +329,9 @@ int main(int argc, char **argv) {
             fflush(stdout);
         }
         struct epoll_event events[512];
-        int count = epoll_wait(poller, events, 512, away || sipping ? 2 : -1);
+        int count = epoll_wait(poller, events, 512, away ? 2 : -1);
         if (count < 0 && errno != EINTR) die("epoll_wait");
-        if (away || sipping) tick();
+        if (away) tick();
         for (int i = 0; i < count; i++) {
             struct stream *s = events[i].data.ptr;
             if (!s) {
@@ -357,7 +342,7 @@ int main(int argc, char **argv) {
                 getsockopt(s->fd, SOL_SOCKET, SO_ERROR, &error, &size);
                 if (error) gone(s);
                 else ask(s);
-            } else if (s->state != GONE) readable(s, BUFFER);
+            } else if (s->state != GONE) readable(s);
         }
     }
 }
