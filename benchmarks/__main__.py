@@ -25,6 +25,7 @@ CASES: dict[str, Callable[[argparse.Namespace], list[str]]] = {
     "idle": lambda given: streams.idle(given.runs, given.seconds),
     "connect": lambda given: streams.connect(given.runs, given.seconds),
     "growth": lambda given: streams.growth(given.runs, given.seconds),
+    "workers": lambda given: streams.workers(given.runs, given.seconds),
     "capture": lambda given: capture.run(given.rows, given.runs),
     "latency": lambda given: latency.run(given.seconds, given.runs),
     "catchup": lambda given: catchup.run(given.runs),

@@ -112,13 +112,17 @@ class Server:
 
 
 class Rowcast(Server):
-    """Rowcast: a token for each stream, whose claims carry the topics. `more` is its environment."""
+    """Rowcast: a token for each stream, whose claims carry the topics. `more` is its environment.
+
+    Of several `workers`, which need a shared log, one publishes.
+    """
 
     name = "rowcast"
     mark = "rowcast.ready"
 
-    def __init__(self, **more: str) -> None:
+    def __init__(self, workers: int = 1, **more: str) -> None:
         super().__init__()
+        self._workers = workers
         self._more = more
         self.errors = ""
 
@@ -127,7 +131,7 @@ class Rowcast(Server):
         command = [sys.executable, "-m", "rowcast.cli", "serve", "benchmarks.peers.rowcast_app:app"]
         self._process = processes.pinned(
             processes.SERVER_CORE,
-            command + ["--port", "0", "--no-access-log"],
+            command + ["--port", "0", "--no-access-log", "--workers", str(self._workers)],
             stdout=subprocess.PIPE,
             cwd=ROOT,
             env=processes.environment(**self._more),

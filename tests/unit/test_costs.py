@@ -190,7 +190,7 @@ def test_what_an_idle_stream_keeps(desk: Desk, topics: int) -> None:
     try:
         # 280 bytes are the stream, 90 its writer; a topic takes a place in two tuples and one in its dictionary.
         assert kept(opened) <= 20 * MANY
-        assert tracemalloc.get_traced_memory()[0] <= (1850 + 60 * topics) * MANY
+        assert tracemalloc.get_traced_memory()[0] <= (1600 + 60 * topics) * MANY
     finally:
         tracemalloc.stop()
 
