@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +19,7 @@ import pytest
 
 from rowcast import __version__, cli
 from rowcast import client as client_module
+from rowcast.telemetry import journal
 
 SECRET = "0123456789abcdef0123456789abcdef"
 
@@ -24,9 +27,12 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
+def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Run]:
     """Runs the command in an empty directory; gives the exit code and what it wrote to stdout and stderr."""
     monkeypatch.chdir(tmp_path)
+    loggers = [logging.getLogger(name) for name in (None, *journal._QUIET)]
+    levels = [logger.level for logger in loggers]
+    handlers, hangup = loggers[0].handlers[:], signal.getsignal(signal.SIGHUP)
 
     def _run(*arguments: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["rowcast", *arguments])
@@ -36,7 +42,12 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp
         assert isinstance(caught.value.code, int)
         return caught.value.code, out, err
 
-    return _run
+    yield _run
+    # What `serve` sets for its whole process.
+    loggers[0].handlers[:] = handlers
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
+    signal.signal(signal.SIGHUP, hangup)
 
 
 def one_line(err: str) -> str:
@@ -123,6 +134,8 @@ def test_wrong_calls_are_told_in_one_line_with_code_2(run: Run, arguments: list[
         (["serve", "math:pi"], "neither a Rowcast nor an ASGI application"),
         (["serve", "--log", "kafka:"], "--log: [log] url"),
         (["serve", "--host", "no such host"], "[server] host"),
+        (["serve", "--tls-cert", "nope.pem"], "[server] tls_cert: nope.pem can't be read: No such file"),
+        (["serve", "--tls-key", "key.pem"], "[server] tls_key is set, but tls_cert is not"),
         (["token", "--user", "a"], "[auth] secret"),
         (["token", "--user", "a", "--config", "nope.toml"], "nope.toml"),
         (["publish", "1", "--topic", "t"], "give --key"),
