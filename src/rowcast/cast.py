@@ -7,6 +7,7 @@ import contextlib
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -36,9 +37,12 @@ if TYPE_CHECKING:
 
     from rowcast.core.change import Change
     from rowcast.core.grants import Grant
+    from rowcast.http.webhooks import Webhooks
     from rowcast.hub import Hub
+    from rowcast.intake import Taken
     from rowcast.limits import Limiter
     from rowcast.ports import Log
+    from rowcast.sources.records import Delivery
     from rowcast.telemetry.traces import Traces
 
 RouteFunction = Callable[["Change"], "str | Iterable[str] | None"]
@@ -293,6 +297,23 @@ class Rowcast:
         whether it was surely not published.
         """
         return await self.append(_draft(topic, data, user=user, event=event, key=key))
+
+    async def take(self, delivery: Delivery) -> Taken:
+        """Put what a source of your own has read (`rowcast.sources.records`) through the routes into the log, in order.
+
+        A record with a `key` that is in the log already is not appended again. What becomes of it is as for the
+        webhooks, whose sources are `rowcast.sources.sequin` and `.debezium`. Raises `Unavailable`: then deliver it
+        again.
+        """
+        self.webhooks.refuse(len(delivery.refused))
+        return await self.webhooks.intake.take(delivery)
+
+    @cached_property
+    def webhooks(self) -> Webhooks:
+        """What records come in by, from webhooks and from sources of your own."""
+        from rowcast.http.webhooks import Webhooks
+
+        return Webhooks(self)
 
     def publish_sql(
         self,

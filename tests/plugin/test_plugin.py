@@ -7,6 +7,7 @@ import pytest
 from rowcast.testing.postgres import PostgresServer
 
 pytest_plugins = ["pytester"]
+pytestmark = pytest.mark.timeout(600)  # each starts a pytest of its own, with its servers
 
 CONFTEST = """
 import psycopg

@@ -109,7 +109,7 @@ def create_app(cast: Rowcast, authenticate: Authenticate | None = None) -> Starl
     app.state.authenticate = cast.authenticator.authenticate if authenticate is None else _guarded(cast, authenticate)
     app.state.watch = admin.Watch(cast)
     app.state.database = health.DatabaseProbe()
-    app.state.webhooks = webhooks.Webhooks(cast)
+    app.state.webhooks = cast.webhooks
     return app
 
 

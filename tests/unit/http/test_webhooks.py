@@ -20,7 +20,10 @@ from rowcast import Rowcast, check
 from rowcast.auth.webhooks import parse_secret, sign
 from rowcast.errors import ConfigError, Unavailable
 from rowcast.http import webhooks
+from rowcast.intake import Taken
 from rowcast.ports import Draft
+from rowcast.sources import sequin
+from rowcast.sources.records import Refused
 from rowcast.testing.local import LocalStream
 
 DATA = Path(__file__).parents[2] / "data"
@@ -86,6 +89,18 @@ async def test_a_change_arrives(make: Make, serve: Any, path: str, name: str, ac
         else:
             assert event["topic"] == "finance:AAPL"
             assert event["record"]["price"] == "224.31"
+
+
+async def test_a_source_of_ones_own_is_taken_by_the_program(make: Make, serve: Any) -> None:
+    async with receiving(make, serve) as (client, stream, cast):
+        delivery = sequin.parse(body_of("sequin/insert.json"))
+        delivery.refused.append(Refused(1, "it can't be read"))
+        assert await cast.take(delivery) == Taken(records=1, appended=1)
+        assert await cast.take(sequin.parse(body_of("sequin/insert.json"))) == Taken(records=1, repeated=1)
+        answer = await client.post("/webhooks/sequin", headers=BEARER, content=body_of("sequin/insert.json"))
+        assert answer.json()["repeated"] == 1
+        assert len(await told(stream)) == 1
+        assert cast.webhooks.poisoned == 1
 
 
 async def test_a_batch_arrives_in_order(make: Make, serve: Any) -> None:
