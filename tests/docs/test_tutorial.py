@@ -34,7 +34,7 @@ from tools.markdown import ROOT, Block, blocks
 TUTORIAL = ROOT / "docs" / "tutorial" / "index.md"
 DATABASE = "postgresql://postgres@127.0.0.1:5432/postgres"
 PORTS = ("8080", "8081", "8000")
-PATIENCE = 60
+PATIENCE = 120
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
@@ -188,7 +188,7 @@ def page() -> Iterator[Page]:
 @pytest.mark.browser
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
 @pytest.mark.xdist_group("docs")
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_the_tutorial(page: Page, database: str, tmp_path: Path) -> None:
     changed = {DATABASE: database} | dict(zip(PORTS, map(str, free_ports(len(PORTS))), strict=True))
     reader = Reader(tmp_path, changed, page)

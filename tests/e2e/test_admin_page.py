@@ -39,6 +39,8 @@ user = "{{usr}}"
 topics = ["items:{{kind}}"]
 """
 
+expect.set_options(timeout=60_000)
+
 pytestmark = [
     pytest.mark.browser,
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed"),

@@ -24,6 +24,8 @@ from tools.accessibility import findings_in_light_and_dark, weight
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
+expect.set_options(timeout=60_000)
+
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
 
 # Everything that arrives over the page's EventSource, with the browser's time, for the tests to look at.
@@ -115,7 +117,7 @@ def page(browser: Browser, demo: Running) -> Iterator[Page]:
     page = context.new_page()
     errors: list[str] = []
     page.on("pageerror", lambda error: errors.append(str(error)))
-    page.set_default_timeout(15_000)
+    page.set_default_timeout(60_000)
     yield page
     context.close()
     assert errors == []
