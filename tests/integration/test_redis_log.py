@@ -18,7 +18,7 @@ from rowcast.logs.redis import RedisLog
 from rowcast.logs.redis_store import HEAD, STREAM
 from rowcast.sources.wal import WalSession
 from rowcast.testing.local import LocalStream
-from rowcast.testing.postgres import free_port
+from rowcast.testing.postgres import PostgresServer, free_port
 from rowcast.testing.valkey import ValkeyServer
 
 SECRET = "0123456789abcdef0123456789abcdef"
@@ -392,6 +392,22 @@ async def test_a_read_only_redis_is_named(valkey: ValkeyServer) -> None:
                 await cast.publish("t", 2)
             client.replicaof("NO", "ONE")
         await cast.publish("t", 3)
+
+
+async def test_a_shutdown_of_postgres_does_not_wait_for_what_is_kept_for_reading_again(valkey: ValkeyServer) -> None:
+    """A walsender goes when all was received: not when the slot was confirmed, which is `redo` later."""
+    with PostgresServer() as server:
+        with psycopg.connect(server.url(), autocommit=True) as connection:
+            connection.execute("CREATE TABLE items (id bigserial PRIMARY KEY, text text)")
+        async with running(server.url(), valkey, redo="1h") as cast:
+            stream = LocalStream(cast, "ann", ["t"])
+            insert(server.url(), 3)
+            await patiently(stream)
+            await asyncio.to_thread(server.stop, timeout=60)  # raises when it is still there then
+            await asyncio.to_thread(server.start)
+            insert(server.url(), 3)
+            await patiently(stream)
+            assert numbers(stream) == [1, 2, 3, 4, 5, 6]
 
 
 async def test_without_redis_it_does_not_start() -> None:

@@ -94,7 +94,7 @@ class WalSession:
     def __init__(self, connection: psycopg.AsyncConnection[tuple[Any, ...]], timeout: float) -> None:
         self._connection = connection
         self._pg = connection.pgconn
-        self._acknowledged = 0
+        self._acknowledged = self._told = self._received = 0
         self._answered = 0.0
         self._asked = False
         self._due = True
@@ -236,6 +236,7 @@ class WalSession:
                 else:
                     # One follows each transaction, as we confirm later than we read: no reason to stop before the next.
                     _, sent, _, asks = _KEEPALIVE.unpack(message)
+                    self._received = max(self._received, sent)
                     self._asked = self._asked or bool(asks)
             elif came and came == looked:
                 break
@@ -257,18 +258,25 @@ class WalSession:
     # Inside
 
     def _answer(self) -> None:
-        """Send status when the server asks for it or it is due."""
+        """Send status when the server asks for it or it is due.
+
+        What is acknowledged is told as flushed when it has moved on, and else left out. A server that shuts down waits
+        until all it sent was flushed, or where that is left out, written (WalSndDone in walsender.c): a reader that
+        keeps WAL for later must not make it wait so long.
+        """
         now = time.monotonic()
         if not (self._asked or self._due or now - self._answered >= self._interval):
             return
-        lsn = self._acknowledged
+        flushed = self._acknowledged if self._acknowledged > self._told else 0
+        written = max(self._received, self._acknowledged)
         moment = time.time_ns() // 1000 - POSTGRES_EPOCH
         try:
             # The last byte asks for a keepalive: on an idle database it moves the head on.
-            self._pg.put_copy_data(_STATUS.pack(b"r", lsn, lsn, lsn, moment, not self._asked))
+            self._pg.put_copy_data(_STATUS.pack(b"r", written, flushed, flushed, moment, not self._asked))
         except psycopg.Error as error:
             raise self._failed(error) from None
         self._flush()
+        self._told = self._acknowledged
         self._answered = now
         self._asked = self._due = False
 
