@@ -14,7 +14,20 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from benchmarks import capture, catchup, fanout, latency, log, plots, processes, rolling, slow_reader, storm, streams
+from benchmarks import (
+    alerts,
+    capture,
+    catchup,
+    fanout,
+    latency,
+    log,
+    plots,
+    processes,
+    rolling,
+    slow_reader,
+    storm,
+    streams,
+)
 
 CASES: dict[str, Callable[[argparse.Namespace], list[str]]] = {
     "fanout": lambda given: fanout.fan_out(given.runs, given.seconds),
@@ -35,9 +48,13 @@ CASES: dict[str, Callable[[argparse.Namespace], list[str]]] = {
     "slow": lambda given: slow_reader.run(given.runs, given.seconds),
     "rolling": lambda given: rolling.run(given.runs, given.proxy, quick=given.quick),
     "drain": lambda given: rolling.drained(given.proxy, quick=given.quick),
+    "alerts": lambda given: alerts.run(),
 }
-BY_NAME_ONLY = ("scale", "storm", "slow", "rolling", "drain")
+BY_NAME_ONLY = ("scale", "storm", "slow", "rolling", "drain", "alerts")
 """Cases that take long, or much memory: they run when they are named."""
+
+DRILLS = {"rolling", "drain", "alerts"}
+"""Cases in which something happens to several replicas."""
 
 
 def main() -> None:
@@ -92,7 +109,7 @@ def _circumstances(given: argparse.Namespace, chosen: list[str]) -> list[str]:
     ).stdout.strip()
     command = f"{' '.join(chosen)} --runs {given.runs} --seconds {given.seconds:g} --rows {given.rows}"
     where = f"{os.cpu_count()} cores, {model or platform.machine()}"
-    drills = set(chosen) <= rolling.CASES
+    drills = set(chosen) <= DRILLS
     how = (
         "All processes shared the cores" if drills else "Each server ran alone on core 0, the load generator on core 1"
     )

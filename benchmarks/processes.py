@@ -98,6 +98,10 @@ class Load:
         """Cut all numbered streams but those that stay; they come back within so many seconds."""
         self._say(f"cut {round(seconds * 1000)}")
 
+    def stall(self, streams: int) -> None:
+        """Let the first `streams` stop reading; 0: all read on."""
+        self._say(f"stall {streams}")
+
     def report(self) -> dict[str, Any]:
         """What was counted since."""
         self._say("report")

@@ -25,7 +25,6 @@ from rowcast.testing.proxies import Caddy, Nginx, Proxy
 from rowcast.testing.rollout import Caller, Deployment
 from rowcast.testing.valkey import ValkeyServer
 
-CASES = {"rolling", "drain"}
 PROXIES: dict[str, type[Proxy]] = {"caddy": Caddy, "nginx": Nginx}
 TOPICS = 1_000
 """So that a stream gets an event a second, as each of 5,000 people does of what concerns few of them."""
