@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import yaml
+
 from benchmarks.alerts import INCIDENTS
 
 ROOT = Path(__file__).parents[2]

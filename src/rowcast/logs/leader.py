@@ -167,6 +167,10 @@ class WalLeader:
         """What makes entries of the WAL."""
         return self._capture
 
+    def read_at(self) -> float:
+        """The Unix time at which what somebody read of the WAL came by last."""
+        return time.time() - (time.monotonic() - self._seen_at)
+
     async def start_anew(self, reason: str) -> None:
         """Have the slot made anew, and with it the log: every stream is reset. For whoever leads, or when nobody does.
 

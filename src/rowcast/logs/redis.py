@@ -112,7 +112,7 @@ class RedisLog:
     def state(self) -> State:
         """Whether this replica reads the log, and whether anybody feeds it."""
         if self._state.ok and self.leader is not None and (problem := self.leader.problem()):
-            return State(ok=False, detail=problem, since=self._state.since)
+            return State(ok=False, detail=problem, since=self.leader.read_at())
         return self._state
 
     async def head(self) -> Place:
