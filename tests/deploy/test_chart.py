@@ -63,12 +63,14 @@ VARIABLES = Config.variables() | {
 }
 """Every environment variable that means something."""
 
+_ROOT = DEPLOY.parent
 DRILLS = {
     name
-    for file in Path(__file__).parents[1].rglob("*.py")
-    for name in re.findall(r'(?:get|number)\("(ROWCAST_\w+)"', file.read_text(encoding="utf-8"))
+    for place in ("tests", "src/rowcast/testing")
+    for file in (_ROOT / place).rglob("*.py")
+    for name in re.findall(r'(?:get\(|number\(|VARIABLE = )"(ROWCAST_\w+)"', file.read_text(encoding="utf-8"))
 }
-"""What makes a test larger."""
+"""What makes a test larger, or what a test runs on."""
 
 FLAGS = {
     name: {flag for parameter in command.params for flag in (*parameter.opts, *parameter.secondary_opts)} | {"--help"}
@@ -196,9 +198,10 @@ TEXTS = [
 @pytest.mark.parametrize("file", TEXTS, ids=lambda file: str(file.relative_to(DEPLOY.parent)))
 def test_every_variable_and_flag_that_is_written_down_exists(file: Path) -> None:
     text = file.read_text(encoding="utf-8")
-    assert set(re.findall(r"\bROWCAST_[A-Z][A-Z_]*[A-Z]\b", text)) <= VARIABLES | DRILLS
+    own = set(re.findall(r'environ\["(\w+)"\]', text))  # of a program of the reader's
+    assert set(re.findall(r"\bROWCAST_[A-Z][A-Z_]*[A-Z]\b", text)) <= VARIABLES | DRILLS | own
     commands = "|".join(cli.commands)
-    for name, rest in re.findall(rf"\browcast ({commands})\b([^`\n]*)", text):
+    for name, rest in re.findall(rf"\browcast ({commands})\b((?:(?!\browcast )[^`\n])*)", text):
         flags = FLAGS[name]
         assert set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", rest)) <= flags, f"rowcast {name} {rest}"
 
