@@ -479,7 +479,9 @@ class Hub:
         self.admit()
         streams = self.users.setdefault(grant.user, [])
         while len(streams) >= self.max_streams_per_user:
-            self.end(streams[0], "busy", retry=jitter.retry(20.0, 40.0))
+            # One that is still to be forgotten goes before one that somebody reads.
+            oldest = next((one for one in streams if one.state is StreamState.ENDED), streams[0])
+            self.end(oldest, "busy", retry=jitter.retry(20.0, 40.0))
         stream = Stream(grant, self.wire, wake, narrow=narrow, snapshot=snapshot)
         if not streams:
             self.users[grant.user] = streams
@@ -517,6 +519,7 @@ class Hub:
             stream.wake()
             if stream.pending and stream.bound():
                 self._note_catchup(stream, "slow")
+                self.again(stream)  # its writer takes nothing by itself of a stream that is behind
         except Exception:
             logger.exception("stream_failed", "a stream could not be woken")
             self.drop(stream)

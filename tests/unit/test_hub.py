@@ -23,6 +23,7 @@ from rowcast.core.snapshot import Snapshot
 from rowcast.core.stream import PAGE, PENDING_LIMIT, Stream, StreamState
 from rowcast.core.subscriptions import Load, Subscriptions, UserRows
 from rowcast.errors import Busy, Unavailable
+from rowcast.http.events import _Writer
 from rowcast.hub import Hub
 
 SECRET = "0123456789abcdef0123456789abcdef"
@@ -380,3 +381,75 @@ def test_a_load_is_joined_in_parts() -> None:
     assert [list(part.users) for part in parts] == [["user3", "user0"], ["user90"], ["user1", "user2"]]
     assert all((part.after, part.snapshot) == (whole.after, whole.snapshot) for part in parts)
     assert list(Load((5, 0), {}).parts(5)) == []
+
+
+class Doubted:
+    """A loader whose first read does not see yet what was committed in a gap; hands over in parts, as they all do."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    async def load(self, users: list[str]) -> Load:
+        self.calls += 1
+        seen = self.calls > 1
+        rows = {user: UserRows({0: [{"id": user, "user": user, "t": "a"}] if seen else []}) for user in users}
+        return Load((3, 0), rows, Snapshot(50 + self.calls, 50 + self.calls))
+
+    async def horizon(self) -> Snapshot:
+        return Snapshot(50, 50)
+
+
+async def test_no_part_of_a_load_after_a_gap_is_relied_on_for_the_part_before_it() -> None:
+    loader = Doubted()
+    hub = make(rule(), loader=loader)
+    hub.max_streams = hub.max_streams_per_user = 1000
+    hub.handle(Batch("e", [], (9, 0), reset="log_gap"))
+    streams = [connect(hub, f"user{number}") for number in range(3 * rowcast.joins.PART)]
+    running = asyncio.create_task(hub.joins.run())
+    async with asyncio.timeout(30):
+        while hub.states()["starting"]:
+            await asyncio.sleep(0)
+    running.cancel()
+    assert all("a" in stream.topics for stream in streams)
+
+
+async def test_a_stream_that_gets_behind_while_its_writer_sleeps_is_woken() -> None:
+    hub = make()
+    sent: list[bytes] = []
+    ready, done = asyncio.Event(), asyncio.Event()
+
+    async def send(message: Any) -> None:
+        sent.append(message["body"])
+        if b"rowcast.ready" in message["body"]:
+            ready.set()
+        if b"LAST" in message["body"]:
+            done.set()
+
+    async def receive() -> Any:
+        await asyncio.Event().wait()
+
+    writer = _Writer(send, hub)
+    writer.stream = hub.connect(Grant("ann", frozenset({"a"})), writer.wake)
+    running = asyncio.create_task(writer.run(receive, first=b""))
+    async with asyncio.timeout(30):
+        await ready.wait()
+        # What comes at once is more than may wait for a client that does not read.
+        for number in range(2, 12):
+            hub.handle(data(number, "a", "x" * PAGE))
+        hub.handle(data(20, "a", "LAST"))
+        await done.wait()
+    running.cancel()
+    assert b"".join(sent).count(b"x" * PAGE) == 10
+
+
+async def test_streams_that_are_still_to_be_forgotten_do_not_count_as_the_users() -> None:
+    hub = make()
+    hub.max_streams, hub.max_streams_per_user = 100, 2
+    for stream in [connect(hub, f"user{number}") for number in range(rowcast.hub.LEAVES)]:
+        hub.leave(stream)
+    first, second = connect(hub), connect(hub)
+    hub.leave(second)
+    third = connect(hub)
+    assert first.state is StreamState.LIVE
+    assert third.state is StreamState.LIVE
+    assert hub.users["ann"] == [first, third]

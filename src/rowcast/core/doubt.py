@@ -18,16 +18,16 @@ from rowcast.core.snapshot import Snapshot
 class Doubt:
     """Whether there is any, and which snapshots end it. Times are in seconds, of any one clock."""
 
-    __slots__ = ("_marked", "_under_way", "_until")
+    __slots__ = ("_first", "_under_way", "_until")
 
     def __init__(self) -> None:
-        self._marked = False
+        self._first: Snapshot | None = None
         self._under_way: frozenset[int] | None = None
         self._until: float | None = None
 
     def begin(self, until: float) -> None:
         """The log had a gap. At `until` there is no more waiting: transactions can be long."""
-        self._marked, self._under_way, self._until = False, None, until
+        self._first, self._under_way, self._until = None, None, until
 
     def present(self, now: float) -> bool:
         """Whether there still is any."""
@@ -38,12 +38,13 @@ class Doubt:
     def allows(self, snapshot: Snapshot, now: float) -> bool:
         """Whether what was read in a snapshot can be relied on.
 
-        It was taken after the gap, a mark was put into the WAL after it, and all that before this call.
+        It was taken after the gap, a mark was put into the WAL after it, and all that before this call. It may be asked
+        for the same one again: what was read is handed over in parts.
         """
         if not self.present(now):
             return True
-        if not self._marked:
-            self._marked = True
+        if self._first is None or self._first is snapshot:
+            self._first = snapshot
             return False
         if self._under_way is None:
             self._under_way = snapshot.in_progress

@@ -20,6 +20,8 @@ from rowcast.core.change import UNCHANGED, Column, RawTuple
 
 _encode = msgspec.json.Encoder().encode
 _join = b"".join
+_between = b" ".join
+"""Halves of a character that stand in two texts must not make a whole one."""
 _SPECIAL = bytes(range(0x20)) + b'"\\'
 """What can't stand between the quotes of a JSON string as it is (RFC 8259, section 7), besides what is no UTF-8."""
 
@@ -67,7 +69,7 @@ class RowWriter:
         row: Any = raw if self._pick is None else self._pick(raw)
         if None in row or UNCHANGED in row:
             return self.write_known(raw)
-        text = _join(self._texts(row))
+        text = _between(self._texts(row))
         if len(text.translate(None, _SPECIAL)) != len(text) or not (text.isascii() or _is_utf8(text)):
             return self.write_known(raw)
         filled = list(row)

@@ -117,3 +117,9 @@ def test_a_row_costs_no_call_for_a_text() -> None:
     finally:
         sys.setprofile(None)
     assert len(calls) == 2, calls
+
+
+def test_two_texts_that_are_utf8_only_together_are_mended_one_by_one() -> None:
+    columns = (Column("a", 25), Column("b", 25))
+    halves = (b"\xc3", b"\xa9")
+    assert RowWriter(columns, None, "string").write(halves) == plain(columns, None, "string", halves)
