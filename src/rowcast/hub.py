@@ -29,6 +29,7 @@ from rowcast.core.run import Packed, Run
 from rowcast.core.stream import MAX_TURNS, Stream, StreamState, Wire
 from rowcast.core.subscriptions import Load, Subscriptions, TopicChange
 from rowcast.core.topics import TopicIndex
+from rowcast.dismissed import Dismissed
 from rowcast.doors import Doors
 from rowcast.errors import Busy
 from rowcast.flush import Flush
@@ -110,6 +111,7 @@ class Hub:
         self.streams: dict[Stream, None] = {}
         self.draining = False
         self.doors = Doors()
+        self.dismissed = Dismissed()
         self._starts = Turnstile(STARTS)
         self._leaves = Turnstile(LEAVES)
         self.deliveries = 0
@@ -307,6 +309,7 @@ class Hub:
     def _control(self, control: Control) -> None:
         if control.action == "disconnect":
             self._on_disconnect(control.user, control.at)
+            self.dismissed.note(control.user)
             for stream in tuple(self.users.get(control.user, ())):
                 self.end(stream, "disconnected")
             return
@@ -469,14 +472,18 @@ class Hub:
         narrow: frozenset[str] | None = None,
         cursor: Position | None = None,
         snapshot: bool = False,
+        asked: int | None = None,
     ) -> Stream:
         """Open a stream for a user; `wake` is called when there is something to take, and may take it at once.
 
         It is STARTING until the user's subscriptions are exact. `cursor` is the client's last position (None:
-        from now on). `snapshot`: the client wants the current rows of its topics first. Raises `Busy` when this
-        replica takes no stream now.
+        from now on). `snapshot`: the client wants the current rows of its topics first. `asked`: what
+        `dismissed.number` was before it was found out whose stream it is (None: that took no time). Raises `Busy` when
+        this replica takes no stream now, or the user was disconnected since.
         """
         self.admit()
+        if asked is not None and self.dismissed.since(asked, grant.user):
+            raise Busy("the user was disconnected while the stream was being opened; connect again", "unavailable")
         streams = self.users.setdefault(grant.user, [])
         while len(streams) >= self.max_streams_per_user:
             # One that is still to be forgotten goes before one that somebody reads.

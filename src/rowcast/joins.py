@@ -77,10 +77,10 @@ class Joins:
     def deliver(self, load: Load) -> list[str]:
         """Hand over what was read of claimed users, and return those who must be wanted once more.
 
-        A user who was wanted again meanwhile is left out: they need a load from after that. After a gap of the log
-        a load may be too early for all of them.
+        A user who was wanted again meanwhile is left out: they need a load from after that. So is one who has gone,
+        maybe before they were wanted again. After a gap of the log a load may be too early for all of them.
         """
-        for user in self._wanted.keys() & load.users.keys():
+        for user in [user for user in load.users if user in self._wanted or user not in self._hub.users]:
             del load.users[user]
         if load.users and not self._hub.relies_on(load):
             return list(load.users)

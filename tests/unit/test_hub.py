@@ -399,6 +399,19 @@ class Doubted:
         return Snapshot(50, 50)
 
 
+def test_what_was_read_before_a_gap_for_one_who_has_gone_tells_nothing_of_what_is_under_way() -> None:
+    hub = make(rule(), loader=object())
+    connect(hub, "ann")
+    bob = connect(hub, "bob")
+    early = Load((3, 0), {user: UserRows() for user in hub.joins.claim()}, Snapshot(50, 50))
+    hub.handle(Batch("e", [], (9, 0), reset="log_gap"))
+    hub.drop(bob)
+    hub.joins.deliver(early)
+    # The first one after the gap: what is under way is not listed, since nothing newer has ended.
+    (user,) = hub.joins.claim()
+    assert hub.joins.deliver(Load((9, 0), {user: UserRows()}, Snapshot(60, 60))) == ["ann"]
+
+
 async def test_no_part_of_a_load_after_a_gap_is_relied_on_for_the_part_before_it() -> None:
     loader = Doubted()
     hub = make(rule(), loader=loader)
@@ -453,3 +466,13 @@ async def test_streams_that_are_still_to_be_forgotten_do_not_count_as_the_users(
     assert first.state is StreamState.LIVE
     assert third.state is StreamState.LIVE
     assert hub.users["ann"] == [first, third]
+
+
+def test_what_the_ring_holds_is_not_lost_when_the_log_has_it_no_more() -> None:
+    hub = make()
+    hub.handle(data(5, "a", "DATA"))
+    ann = connect(hub, "ann", "a", cursor=Position("e", 1, 0))
+    ann.lose("position_expired")
+    assert b"DATA" in (got := read(ann))
+    assert b"rowcast.reset" not in got
+    assert ann.state is StreamState.LIVE

@@ -72,8 +72,9 @@ class Behind(Held):
         return False
 
     def lose(self, reason: str) -> None:
-        """What the stream is fed can't be had any more: it gets a reset."""
-        if self.state is StreamState.BEHIND:
+        """What the stream is fed can't be had any more: it gets a reset, unless it has come so far that the ring holds
+        the rest."""
+        if self.state is StreamState.BEHIND and self.cursor < self.wire.ring.floor:
             self._lose(reason)
 
     # Inside

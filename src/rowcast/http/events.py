@@ -63,6 +63,7 @@ class Events:
             hub = cast.hub
             hub.admit(len(hub.doors))
             await hub.doors.enter()
+            asked = hub.dismissed.number
             grant = await (self._grant or scope["app"].state.authenticate)(request)
             query = request.query_params if scope["query_string"] else _NO_QUERY
             cursor = _cursor(request, query)
@@ -83,7 +84,7 @@ class Events:
             await send({"type": "http.response.start", "status": 200, "headers": [*_HEAD, *closing]})
             await send({"type": "http.response.body", "body": _not_now(error), "more_body": False})
             return
-        connect = partial(hub.connect, grant, narrow=narrow, cursor=cursor, snapshot=snapshot)
+        connect = partial(hub.connect, grant, narrow=narrow, cursor=cursor, snapshot=snapshot, asked=asked)
         first = sse.retry(round(cast.config.server.retry * 1000))
         takeover = offered(scope)
         if takeover is not None and not takeover.prepare():

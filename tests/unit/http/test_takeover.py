@@ -14,12 +14,14 @@ from typing import Any
 import pytest
 import uvicorn
 from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from rowcast import Rowcast
 from rowcast.auth.jwt import mint
+from rowcast.core.grants import Grant
 from rowcast.core.stream import Stream
 from rowcast.http import takeover
 from rowcast.http.taken import TakenWriter
@@ -331,3 +333,28 @@ async def test_small_frames_are_not_delayed_whoever_made_the_socket(make: Make, 
         writer.close()
         server.should_exit = True
         await running
+
+
+@pytest.mark.parametrize("takes", [True, False])
+async def test_who_is_disconnected_while_it_is_found_out_who_they_are_gets_no_stream(make: Make, takes: bool) -> None:
+    cast = make()
+    asked, answer = asyncio.Event(), asyncio.Event()
+
+    async def authenticate(request: Request) -> Grant:
+        grant = Grant(request.headers["x-user"])
+        asked.set()
+        await answer.wait()
+        return grant
+
+    def opening(user: str) -> bytes:
+        return f"GET /events HTTP/1.1\r\nHost: x\r\nx-user: {user}\r\n\r\n".encode()
+
+    async with connected(cast.asgi(authenticate=authenticate), opening("ann"), takeover=takes) as client:
+        await asked.wait()
+        await cast.disconnect("ann")
+        answer.set()
+        await client.until(b'event: rowcast.bye\ndata: {"reason":"unavailable"}\n\n')
+        assert b"rowcast.ready" not in client.got
+        assert cast.hub.streams_count == 0
+    async with connected(cast.asgi(authenticate=authenticate), opening("ann"), takeover=takes) as client:
+        await client.until(b"rowcast.ready")
