@@ -193,7 +193,7 @@ async def test_sentinel_makes_another_server_the_primary(database: str) -> None:
 def secured(tmp_path: Path) -> Iterator[tuple[Authority, int]]:
     """A Redis that speaks TLS on another port, and wants certificates of its clients."""
     authority = Authority(tmp_path)
-    certificate, key = authority.issue("server")
+    certificate, key = authority.issue("server", localhost=False)
     with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as free:
         port = free.getsockname()[1]
     settings = {

@@ -108,6 +108,7 @@ class WalSession:
         """When the timer is due, by the loop's clock. It can't be asked: for what is due at once uvloop gives a handle
         that does not know."""
         self._interrupted = ""
+        self._over: SessionEnded | None = None
         self.skipping = ""
         """What the server said when it found the publication missing and skipped a change (Postgres 18)."""
         connection.add_notice_handler(self._noticed)
@@ -220,39 +221,46 @@ class WalSession:
         self._check()
         # Here and not at the end: what was returned last has been dealt with and acknowledged by now.
         self._answer()
-        while True:
-            length, data = self._get()
-            if length > 0:
-                message = bytes(data)
-                came += 1
-                if message[0] == 0x77:  # w
-                    self._patience = NUDGE_AFTER
-                    payloads.append(message[_XLOG_DATA.size :])
-                    size += length
-                    if len(payloads) >= CHUNK_MESSAGES or size >= CHUNK_BYTES:
-                        # More is waiting in libpq's buffer, most likely: others must get their turn all the same.
-                        await asyncio.sleep(0)
-                        break
+        try:
+            while True:
+                length, data = self._get()
+                if length > 0:
+                    message = bytes(data)
+                    came += 1
+                    if message[0] == 0x77:  # w
+                        self._patience = NUDGE_AFTER
+                        payloads.append(message[_XLOG_DATA.size :])
+                        size += length
+                        if len(payloads) >= CHUNK_MESSAGES or size >= CHUNK_BYTES:
+                            # More is waiting in libpq's buffer, most likely: others must get their turn all the same.
+                            await asyncio.sleep(0)
+                            break
+                    else:
+                        # One follows each transaction, as we confirm later than we read: no reason to stop before
+                        # the next.
+                        _, sent, _, asks = _KEEPALIVE.unpack(message)
+                        self._received = max(self._received, sent)
+                        self._asked = self._asked or bool(asks)
+                elif came and came == looked:
+                    break
+                elif came:
+                    # One more read, without waiting: the server writes each message by itself, and to handle them in
+                    # twos and threes costs more than to read them.
+                    looked = came
+                    self._check()
+                    self._consume()
+                elif await self._readable(self._patience):
+                    self._check()
+                    self._consume()
                 else:
-                    # One follows each transaction, as we confirm later than we read: no reason to stop before the next.
-                    _, sent, _, asks = _KEEPALIVE.unpack(message)
-                    self._received = max(self._received, sent)
-                    self._asked = self._asked or bool(asks)
-            elif came and came == looked:
-                break
-            elif came:
-                # One more read, without waiting: the server writes each message by itself, and to handle them in
-                # twos and threes costs more than to read them.
-                looked = came
-                self._check()
-                self._consume()
-            elif await self._readable(self._patience):
-                self._check()
-                self._consume()
-            else:
-                self._patience = min(self._patience * 4, self._interval)
-                self._due = True
-                break
+                    self._patience = min(self._patience * 4, self._interval)
+                    self._due = True
+                    break
+        except SessionEnded as error:
+            if not payloads:
+                raise
+            # What came before the end counts: the next session might read both at once again, and never get further.
+            self._over = error
         return Received(payloads, sent)
 
     # Inside
@@ -360,6 +368,8 @@ class WalSession:
             asyncio.get_running_loop().remove_reader(watched)
 
     def _check(self) -> None:
+        if self._over is not None:
+            raise self._over
         if self._interrupted:
             raise SessionEnded(self._interrupted)
 

@@ -21,20 +21,22 @@ class Authority:
         self._name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "an authority")])
         self.path = self._write("ca", self._sign(self._name, self._key, ca=True), self._key)[0]
 
-    def issue(self, name: str) -> tuple[Path, Path]:
-        """A certificate and its key."""
+    def issue(self, name: str, *, localhost: bool = True) -> tuple[Path, Path]:
+        """A certificate and its key; without `localhost` it is good for 127.0.0.1 alone."""
         key = ec.generate_private_key(ec.SECP256R1())
-        return self._write(name, self._sign(x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)]), key), key)
+        subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
+        return self._write(name, self._sign(subject, key, localhost=localhost), key)
 
     def trust(self) -> ssl.SSLContext:
         """What a client needs who trusts this authority."""
         return ssl.create_default_context(cafile=self.path)
 
-    def _sign(self, name: x509.Name, key: ec.EllipticCurvePrivateKey, *, ca: bool = False) -> x509.Certificate:
+    def _sign(
+        self, name: x509.Name, key: ec.EllipticCurvePrivateKey, *, ca: bool = False, localhost: bool = True
+    ) -> x509.Certificate:
         now = dt.datetime.now(dt.UTC)
-        address = x509.SubjectAlternativeName(
-            [x509.IPAddress(ipaddress.ip_address("127.0.0.1")), x509.DNSName("localhost")]
-        )
+        names: list[x509.GeneralName] = [x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
+        address = x509.SubjectAlternativeName([*names, x509.DNSName("localhost")] if localhost else names)
         return (
             x509.CertificateBuilder()
             .subject_name(name)

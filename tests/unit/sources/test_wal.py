@@ -8,6 +8,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from psycopg import pq
 from psycopg.conninfo import make_conninfo
 
 from rowcast.sources.activity import OpenTransaction
@@ -71,12 +72,16 @@ class Walsender:
         self.read: list[bytes] = []
         self.answers: list[bytes] = []
         self.socket = -1
+        self.status = pq.ConnStatus.BAD
+        self.ends = False
 
     def consume_input(self) -> None:
         self.read += self.messages[: self.burst]
         del self.messages[: self.burst]
 
     def get_copy_data(self, _: int) -> tuple[int, bytes]:
+        if self.ends and not self.read:
+            raise psycopg.OperationalError("the server closed the connection")
         return (len(self.read[0]), self.read.pop(0)) if self.read else (0, b"")
 
     def put_copy_data(self, data: bytes) -> None:
@@ -127,3 +132,15 @@ async def test_what_is_returned_at_once_is_bounded() -> None:
     session = session_of(sender)
     assert len((await session.receive()).payloads) == CHUNK_MESSAGES
     assert len((await session.receive()).payloads) == CHUNK_MESSAGES
+
+
+async def test_what_came_before_the_end_is_not_lost_with_it() -> None:
+    """Or a session that always reads both at once would never get past the place where it ends."""
+    sender = Walsender([data(1), data(2)], burst=2)
+    sender.consume_input()
+    sender.ends = True
+    session = session_of(sender)
+    assert (await session.receive()).payloads == [b"1", b"2"]
+    for _ in range(2):
+        with pytest.raises(SessionEnded, match="closed the connection"):
+            await session.receive()
