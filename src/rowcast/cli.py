@@ -131,10 +131,12 @@ def serve(
         application = server.load(target)
         config = application.config if isinstance(application, Rowcast) else Config()
     else:
-        config = _load(target, overrides)
+        # Named from now on: a reload must not take a file that is gone meanwhile for none that was ever needed.
+        path = FILE if target is None and Path(FILE).exists() else target
+        config = _load(path, overrides)
         journal.install(config.server.log_format, config.server.log_level)
         application = Rowcast(config)
-        application.source = lambda: _load(target, overrides)
+        application.source = lambda: _load(path, overrides)
     form, level = log_format or config.server.log_format, log_level or config.server.log_level
     journal.install(form, level)
     if worker is not None:

@@ -37,8 +37,9 @@ class Served:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("ROWCAST_")}
         with self.errors.open("wb") as errors:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "rowcast.cli", "serve", str(self.file), "--port", "0", *arguments],
+                [sys.executable, "-m", "rowcast.cli", "serve", "--port", "0", *arguments],
                 env=environment,
+                cwd=directory,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=errors,
@@ -119,3 +120,11 @@ async def test_several_workers(tmp_path: Path, database: str) -> None:
         async with httpx.AsyncClient(base_url=made.url) as client:
             head = {"authorization": "Bearer k2"}
             assert (await client.post("/publish", headers=head, json={"topic": "t", "data": 1})).status_code == 202
+
+
+async def test_a_file_that_is_gone_is_not_taken_for_none(tmp_path: Path) -> None:
+    with served(tmp_path, CONFIG.format(secret=SECRET), "--log", "memory:") as made:
+        made.file.unlink()
+        made.process.send_signal(signal.SIGHUP)
+        await until(lambda: "reload_refused" in made.errors.read_text() or "reload_applied" in made.errors.read_text())
+        assert "rowcast.toml: there is no such file" in made.errors.read_text()

@@ -42,7 +42,7 @@ export class Rows {
 
   /** Take an event of the stream. */
   take({ event, data }) {
-    if (event === "message" && data?.action) this.change(data);
+    if (event === "message") isChange(data) && this.change(data);
     else if (event === "rowcast.snapshot" && this.mine(data.topic)) this.page(data);
     else if (event === "rowcast.subscriptions" || event === "rowcast.ready") this.keep(has(data.topics));
     else if (event === "rowcast.reset" && !data.snapshot) {
@@ -108,3 +108,9 @@ export class Rows {
 
 /** Which topics a user has: those named, the user's own, and what was put in without one. */
 const has = (topics) => (topic) => !topic || topic.startsWith("user:") || topics.includes(topic);
+
+/** Where the envelope is Sequin's, what is published stands alone, and may have an action of its own. */
+function isChange(data) {
+  if (!data?.action || typeof data.topic !== "string") return false;
+  return data.action === "truncate" || (typeof data.record === "object" && data.record !== null);
+}

@@ -77,3 +77,19 @@ test("a reset without rows says that they are stale, until they are replaced", (
   assert.equal(rows.stale, false);
   assert.deepEqual(rows.get(), [{ id: 7 }]);
 });
+
+test("what somebody published is no change because it has an action", () => {
+  const rows = new Rows();
+  for (const data of [
+    { action: "joined" },
+    { action: "joined", topic: "t" },
+    { action: "insert", topic: "t", record: null },
+    { action: "insert", topic: 5, record: { id: 1 } },
+    { action: "truncate" },
+    [{ action: "insert" }],
+    "action",
+    null,
+  ])
+    rows.take({ event: "message", data });
+  assert.deepEqual(rows.get(), []);
+});

@@ -66,7 +66,7 @@ class Rows:
 
     def _take(self, event: str, told: dict[str, Any]) -> bool:
         if event == "message":
-            return "action" in told and self._change(told)
+            return _is_change(told) and self._change(told)
         if event == "rowcast.snapshot":
             return told["topic"] == (self._topic or told["topic"]) and self._page(told)
         if event != "rowcast.reset":
@@ -128,6 +128,13 @@ class Rows:
 
 
 _TAKEN = ("message", "rowcast.snapshot", "rowcast.ready", "rowcast.subscriptions", "rowcast.reset")
+
+
+def _is_change(told: dict[str, Any]) -> bool:
+    # Where the envelope is Sequin's, what is published stands alone, and may have an action of its own.
+    if "action" not in told or not isinstance(told.get("topic"), str):
+        return False
+    return told["action"] == "truncate" or isinstance(told.get("record"), dict)
 
 
 def _hashable(value: Any) -> Any:

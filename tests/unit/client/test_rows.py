@@ -95,3 +95,22 @@ def test_rows_that_were_missed_are_stale_until_they_are_replaced(how: str) -> No
     rows.replace([{"id": 7}])
     assert not rows.stale
     assert rows.get() == ({"id": 7},)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"action": "joined"},
+        {"action": "joined", "topic": "t"},
+        {"action": "insert", "topic": "t", "record": None},
+        {"action": "insert", "topic": 5, "record": {"id": 1}},
+        {"action": "truncate"},
+        [{"action": "insert"}],
+        "action",
+        None,
+    ],
+)
+def test_what_somebody_published_is_no_change_because_it_has_an_action(data: Any) -> None:
+    rows = Rows()
+    rows.take("message", json.dumps(data))
+    assert rows.get() == ()
