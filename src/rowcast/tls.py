@@ -16,6 +16,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
 
 from rowcast.errors import ConfigError
 from rowcast.telemetry.journal import get_logger
@@ -91,6 +93,10 @@ class Certificate:
                     f"[server] tls_key: the key in {self._key} is not that of the first certificate in {self._cert}"
                 ) from None
             why = error.reason or "unreadable"
+            if _is_key(key):
+                raise ConfigError(
+                    f"[server] tls_cert: a certificate in {self._cert}, or of its chain, can't be used ({why})"
+                ) from None
             raise ConfigError(f"[server] tls_key: {self._key} holds no usable private key in PEM ({why})") from None
 
     def _refuse_passphrase(self) -> str:
@@ -120,6 +126,14 @@ def _read(path: Path, option: str) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise ConfigError(f"[server] {option}: {path} can't be read: {error.strerror or error}") from None
+
+
+def _is_key(content: bytes) -> bool:
+    try:
+        serialization.load_pem_private_key(content, None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        return False
+    return True
 
 
 @contextlib.contextmanager

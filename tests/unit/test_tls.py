@@ -98,6 +98,16 @@ def test_what_can_not_be_used_is_said(authority: Authority, tmp_path: Path) -> N
             Certificate(str(files[0]), str(files[1]))
 
 
+@pytest.mark.parametrize("together", [False, True])
+def test_a_chain_that_is_cut_short_is_no_fault_of_the_key(authority: Authority, tmp_path: Path, together: bool) -> None:
+    cert, key = authority.issue("server")
+    chain = tmp_path / "chain.pem"
+    cut = cert.read_bytes() + authority.path.read_bytes()[:200]
+    chain.write_bytes(key.read_bytes() + cut if together else cut)
+    with pytest.raises(ConfigError, match=r"tls_cert: a certificate in \S+chain.pem, .* can't be used"):
+        Certificate(str(chain), "" if together else str(key))
+
+
 def test_a_renewed_one_is_taken_over_once_it_is_whole(authority: Authority, caplog: pytest.LogCaptureFixture) -> None:
     cert, key = authority.issue("server")
     before = serial(cert)
