@@ -12,6 +12,7 @@ from rowcast.cache import Invalidation
 from rowcast.core.entry import Batch, Entry, Kind
 from rowcast.core.grants import Grant
 from rowcast.core.position import Position, parse_position
+from rowcast.core.ring import Ring
 from rowcast.core.stream import PENDING_LIMIT, Stream, StreamState
 from rowcast.core.subscriptions import TopicChange
 from rowcast.hub import Hub
@@ -368,3 +369,70 @@ def test_what_is_sent_because_its_topic_goes_waits_for_the_cache_too(behind: boo
     assert held not in client.read(), "the user's keys were not deleted yet"
     client.stream.unhold()
     assert client.read().count(held) == 1
+
+
+@pytest.mark.parametrize("blocks", range(1, 7))
+def test_what_is_read_from_the_log_after_it_was_released_comes_once(blocks: int) -> None:
+    world = World(2)
+    hub, other = world.hubs
+    hub.wire.read_back = lambda stream: True
+    client = Client(hub, "t", "u")
+    leads = [world.send(key=key) for key in "kl"]
+    client.read()
+    client.stream.lag()
+    numbers = [world.send(key="k"), world.send(key="l"), world.send("u", None, 0)]
+    page = Ring(1 << 20)
+    page.restart((leads[-1], 2))
+    for entry in [hub.ring.entry(seq) for seq in range(hub.ring.end - 3, hub.ring.end)]:
+        read = (entry.kind, entry.place, entry.body, entry.topic, 0, entry.key, None, entry.time, entry.interval)
+        page.append(Entry(*read))
+    hub.ring.max_entries = 0
+    hub.ring._bound()
+    due = hub.wire.throttle.next_due
+    assert due is not None
+    for one in world.hubs:
+        one.releases.release(due)
+    assert len(hub.wire.throttle.holding("t")) == 1, "the other one is due later"
+    client.stream.feed(page, (numbers[-1], 2))
+    client.read(blocks)
+    client.move(other)
+    client.read()
+    world.wait(5)
+    assert sorted(client.read()) == [*leads, *numbers]
+
+
+class Covered:
+    """There are snapshots of every topic, some time."""
+
+    def covers(self, topic: str) -> bool:
+        return True
+
+    def want(self, stream: Stream, fill: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize("behind", [False, True])
+@pytest.mark.parametrize("snapshot", [False, True])
+def test_what_is_sent_because_its_topic_goes_says_that_it_is_gone(behind: bool, snapshot: bool) -> None:
+    world = World()
+    (hub,) = world.hubs
+    client = Client(hub, "t")
+    client.read()
+    stream = client.stream
+    world.send()
+    held = world.send()
+    hub.wire.snapshots = Covered()
+    stream.snapshot = snapshot
+    if behind:
+        stream.lag()
+    else:
+        client.read()
+    world.send("v", None, 0)  # so that the head is at another place
+    own = stream.topics - {"t"} | {"u"}
+    hub._reindex(stream, own)
+    stream.change(hub.head, own)
+    client.read()
+    (block,) = [block for block in client.blocks if f"<{held}>" in block]
+    position = parse_position(block.split("\n")[0][4:])
+    assert position.place == hub.head, "whoever comes back from there is not owed it"
+    assert position.owed == snapshot, "whoever comes back from there lacks the rows of the new topic"

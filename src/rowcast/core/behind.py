@@ -233,10 +233,12 @@ class Behind(Held):
 
     def _take_turn(self) -> None:
         turn, self._turns = self._turns[0], self._turns[1:]
-        if self._deferred:
-            self._give_up([name for name in self._deferred if name[0] not in turn.topics])
         self._walk_topics = turn.topics
         self.cursor = max(self.cursor, turn.place)
+        if self._deferred:
+            # At the place of the turn: whoever comes back from there has these topics no more, and so is not owed them.
+            gone = [name for name in self._deferred if name[0] not in turn.topics]
+            self._give_up(gone, owed=bool(turn.owed))
         if turn.block:
             lacking = OWED if self._filters and not turn.owed else ""
             self._append(sse.marked(turn.block, lacking + self._mark()))

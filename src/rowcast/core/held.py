@@ -197,9 +197,10 @@ class Held:
         self._give_up(names, before=entry.place)
 
     def _twin(self, entry: Entry) -> Entry:
-        """The entry as the throttle knows it, if it holds it: what is read from the log does not tell."""
-        held = self.wire.throttle.held.get(entry.topic, {}).get(entry.key or "")
-        return held if held is not None and held.place == entry.place else entry
+        """The entry as the throttle knows it, if it is the newest of its key: what is read from the log does not tell
+        when it is due, or was."""
+        known = self.wire.throttle.newest(entry.topic, entry.key)
+        return known if known is not None and known.place == entry.place else entry
 
     def _give_due(self) -> bool:
         """Send what is deferred and due by now. Returns False when a page is pending before that is done."""
@@ -214,25 +215,27 @@ class Held:
         self._clock = max(self._clock, clock)
         return True
 
-    def _give_up(self, names: list[tuple[str, str | None]], before: Place | None = None) -> None:
+    def _give_up(
+        self, names: list[tuple[str, str | None]], before: Place | None = None, *, owed: bool = False
+    ) -> None:
         """Send what is deferred, in the order of its dues; `before`: since the entry at that place must not overtake
-        it."""
+        it. `owed`: at the cursor rows of snapshots are still to come."""
         place = self.cursor if before is None else (before[0], before[1] - 1)
         for entry in sorted((self._deferred.pop(name) for name in names), key=_due):
             block = entry.frame(self.wire.epoch, self.wire.max_event)
             mark = format_mark(self._clock, entry.due if before is not None else 0)
-            owed = OWED if self.fill is not None or self._filters else ""
-            self._append(sse.at(block, self.wire.position(place) + owed + mark))
+            star = OWED if owed or self.fill is not None or self._filters else ""
+            self._append(sse.at(block, self.wire.position(place) + star + mark))
 
-    def _leave_and_join(self, place: Place, topics: frozenset[str]) -> None:
+    def _leave_and_join(self, place: Place, topics: frozenset[str], owed: frozenset[str]) -> None:
         """Topics are about to change at a place: what is held of those that go is sent now, and what is held of those
-        that come is not for us."""
+        that come is not for us. Of `owed` ones snapshots are due from that place on."""
         throttle = self.wire.throttle
         if self.state is StreamState.LIVE:
             for entry in sorted(throttle.holding(self.topics - topics), key=_due):
                 if self.concerns(entry):
                     block = entry.frame(self.wire.epoch, self.wire.max_event)
-                    self._append(sse.at(block, self.wire.position(place) + self.wire.mark))
+                    self._append(sse.at(block, self._position(place, owed) + self.wire.mark))
         since = {topic: start for topic, start in (self._since or {}).items() if topic in throttle.held}
         since |= dict.fromkeys((topic for topic in topics - self.topics if topic in throttle.held), place)
         self._since = since or None

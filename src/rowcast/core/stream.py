@@ -161,7 +161,7 @@ class Stream(Behind):
         owed = self._owed(topics - self.topics)
         block = self._subscriptions_block(place, topics, owed)
         if self.wire.throttle.held:
-            self._leave_and_join(place, topics)
+            self._leave_and_join(place, topics, owed)
         self.topics = topics
         if self.state is StreamState.LIVE:
             self._append(sse.marked(block, self.wire.mark))
@@ -201,7 +201,7 @@ class Stream(Behind):
             return
         place, self._paused = self._paused, None
         if self.wire.throttle.held:
-            self._leave_and_join(place, topics)
+            self._leave_and_join(place, topics, frozenset())  # it is behind: nothing is sent now
         if self._reset is not None:
             if at is not None:
                 place = at

@@ -119,6 +119,11 @@ class Throttle:
                     keys[key] = last._replace(overtaken=place)
         return sorted(entries, key=_due_of)
 
+    def newest(self, topic: str, key: str | None) -> Entry | None:
+        """The newest entry of a key, held or not; None: it is not known."""
+        last = self._book.get(topic, {}).get(key) if key is not None else None
+        return None if last is None else last.entry
+
     def matching(self, prefix: str) -> list[str]:
         """The topics with a prefix of which any entry is known."""
         return [topic for topic in self._book if topic.startswith(prefix)]
