@@ -215,9 +215,7 @@ class Held:
         self._clock = max(self._clock, clock)
         return True
 
-    def _give_up(
-        self, names: list[tuple[str, str | None]], before: Place | None = None, *, owed: bool = False
-    ) -> None:
+    def _give_up(self, names: list[tuple[str, str | None]], before: Place | None = None, *, owed: bool = False) -> None:
         """Send what is deferred, in the order of its dues; `before`: since the entry at that place must not overtake
         it. `owed`: at the cursor rows of snapshots are still to come."""
         place = self.cursor if before is None else (before[0], before[1] - 1)
