@@ -436,3 +436,29 @@ def test_what_is_sent_because_its_topic_goes_says_that_it_is_gone(behind: bool, 
     position = parse_position(block.split("\n")[0][4:])
     assert position.place == hub.head, "whoever comes back from there is not owed it"
     assert position.owed == snapshot, "whoever comes back from there lacks the rows of the new topic"
+
+
+@pytest.mark.parametrize("behind", [False, True])
+@pytest.mark.parametrize("blocks", range(6))
+def test_of_several_that_are_sent_because_their_topics_go_none_is_lost(behind: bool, blocks: int) -> None:
+    world = World()
+    (hub,) = world.hubs
+    client = Client(hub, "t")
+    client.read()
+    leads = [world.send(key=key) for key in "klm"]
+    if behind:
+        client.read()
+        client.stream.lag()
+    numbers = [world.send(key=key) for key in "klm"]
+    world.send("v", None, 0)
+    client.read()
+    if behind:
+        client.stream.lag()
+    own = client.stream.topics - {"t"}
+    hub._reindex(client.stream, own)
+    client.stream.change(hub.head, own)
+    client.read(blocks)
+    lost = {*leads, *numbers} - set(client.seen)
+    assert client.last is not None
+    # Who comes back from the place at which the topic went is owed nothing of it any more.
+    assert not lost or parse_position(client.last).place < hub.head

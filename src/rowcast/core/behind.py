@@ -8,7 +8,7 @@ from rowcast.core import held, sse
 from rowcast.core.entry import Entry
 from rowcast.core.fill import Fill, due
 from rowcast.core.held import NOTHING, Held, Turn
-from rowcast.core.position import OWED, Place
+from rowcast.core.position import OWED, Place, format_mark
 from rowcast.core.ring import Ring, Walk
 from rowcast.core.wire import StreamState
 
@@ -236,9 +236,9 @@ class Behind(Held):
         self._walk_topics = turn.topics
         self.cursor = max(self.cursor, turn.place)
         if self._deferred:
-            # At the place of the turn: whoever comes back from there has these topics no more, and so is not owed them.
-            gone = [name for name in self._deferred if name[0] not in turn.topics]
-            self._give_up(gone, owed=bool(turn.owed))
+            gone = [self._deferred.pop(name) for name in list(self._deferred) if name[0] not in turn.topics]
+            star = OWED if turn.owed or self._filters else ""
+            self._give_last(gone, self.wire.position(self.cursor) + star + format_mark(self._clock))
         if turn.block:
             lacking = OWED if self._filters and not turn.owed else ""
             self._append(sse.marked(turn.block, lacking + self._mark()))

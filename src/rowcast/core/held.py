@@ -6,7 +6,7 @@ along what is held for it, as deferred.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import msgspec
@@ -215,25 +215,32 @@ class Held:
         self._clock = max(self._clock, clock)
         return True
 
-    def _give_up(self, names: list[tuple[str, str | None]], before: Place | None = None, *, owed: bool = False) -> None:
+    def _give_up(self, names: list[tuple[str, str | None]], before: Place | None = None) -> None:
         """Send what is deferred, in the order of its dues; `before`: since the entry at that place must not overtake
-        it. `owed`: at the cursor rows of snapshots are still to come."""
+        it."""
         place = self.cursor if before is None else (before[0], before[1] - 1)
         for entry in sorted((self._deferred.pop(name) for name in names), key=_due):
             block = entry.frame(self.wire.epoch, self.wire.max_event)
             mark = format_mark(self._clock, entry.due if before is not None else 0)
-            star = OWED if owed or self.fill is not None or self._filters else ""
-            self._append(sse.at(block, self.wire.position(place) + star + mark))
+            owed = OWED if self.fill is not None or self._filters else ""
+            self._append(sse.at(block, self.wire.position(place) + owed + mark))
+
+    def _give_last(self, entries: Iterable[Entry], position: str) -> None:
+        """Send what is held of topics that go, in the order of its dues. Whoever comes back from the position is owed
+        nothing of these topics: so only the last block has it, and the others no id."""
+        blocks = [entry.frame(self.wire.epoch, self.wire.max_event) for entry in sorted(entries, key=_due)]
+        for block in blocks[:-1]:
+            self._append(sse.bare(block))
+        for block in blocks[-1:]:
+            self._append(sse.at(block, position))
 
     def _leave_and_join(self, place: Place, topics: frozenset[str], owed: frozenset[str]) -> None:
         """Topics are about to change at a place: what is held of those that go is sent now, and what is held of those
         that come is not for us. Of `owed` ones snapshots are due from that place on."""
         throttle = self.wire.throttle
         if self.state is StreamState.LIVE:
-            for entry in sorted(throttle.holding(self.topics - topics), key=_due):
-                if self.concerns(entry):
-                    block = entry.frame(self.wire.epoch, self.wire.max_event)
-                    self._append(sse.at(block, self._position(place, owed) + self.wire.mark))
+            gone = filter(self.concerns, throttle.holding(self.topics - topics))
+            self._give_last(gone, self._position(place, owed) + self.wire.mark)
         since = {topic: start for topic, start in (self._since or {}).items() if topic in throttle.held}
         since |= dict.fromkeys((topic for topic in topics - self.topics if topic in throttle.held), place)
         self._since = since or None

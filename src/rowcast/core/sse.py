@@ -59,6 +59,11 @@ def at(block: bytes, position: str) -> bytes:
     return b"id: " + _field(position, "id") + b"\n" + block.partition(b"\n")[2]
 
 
+def bare(block: bytes) -> bytes:
+    """A block that begins with its id, without it."""
+    return block.partition(b"\n")[2]
+
+
 def _field(value: str, name: str) -> bytes:
     if not value.isprintable() and _FORBIDDEN.search(value):  # the first is quicker, and nearly all are
         raise ValueError(f"an SSE {name} can't hold CR, LF or NUL: {value!r}")
