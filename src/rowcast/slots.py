@@ -12,6 +12,7 @@ from rowcast.config import Config
 from rowcast.core.position import parse_lsn
 from rowcast.errors import ConfigError, SetupError
 from rowcast.logs.anchor import AnchorKeeper, HeldSlot
+from rowcast.logs.redis_url import is_redis
 from rowcast.replica import make_pool
 
 
@@ -27,8 +28,8 @@ async def status(config: Config) -> list[HeldSlot]:
 async def drop(config: Config) -> tuple[list[str], int]:
     """Drop the anchor and its epoch: their names, and how many replicas are connected.
 
-    Connected replicas make a new one and reset their streams. Raises `SetupError` when there is none, or when
-    it is being copied at this moment.
+    Connected replicas make a new one and reset their streams. Raises `SetupError` when there is none, when it is being
+    copied at this moment, or while a replica with a redis log reads it.
     """
     async with _keeper(config) as keeper:
         before = await keeper.held()
@@ -37,7 +38,8 @@ async def drop(config: Config) -> tuple[list[str], int]:
             holder = next((slot for slot in before if slot.name == keeper.slot), None)
             if holder is None:
                 raise _missing(keeper.slot)
-            raise SetupError(f"the replication slot {keeper.slot!r} is in use by process {holder.pid}; try again")
+            todo = "stop the replicas first: one of them reads it" if is_redis(config.log_url) else "try again"
+            raise SetupError(f"the replication slot {keeper.slot!r} is in use by process {holder.pid}; {todo}")
         return dropped, sum(slot.active and slot.name not in dropped for slot in before)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from rowcast import Rowcast
+from rowcast import Rowcast, slots
 from rowcast.errors import SetupError, Unavailable
 from rowcast.logs import leader, redis_store
 from rowcast.logs.redis import RedisLog
@@ -272,6 +272,21 @@ async def test_a_new_slot_is_a_new_epoch(items: str, valkey: ValkeyServer) -> No
         async with asyncio.timeout(30):
             while cast.hub.epoch == epoch:
                 await asyncio.sleep(0.02)
+
+
+async def test_the_slot_that_a_replica_reads_is_dropped_after_its_end_only(items: str, valkey: ValkeyServer) -> None:
+    async with running(items, valkey) as cast:
+        insert(items)
+        await cast.hub.passed(await cast.log.head())
+        with pytest.raises(SetupError, match="stop the replicas"):
+            await slots.drop(cast.config)
+    assert cast.config.postgres is not None
+    async with asyncio.timeout(60):
+        while True:
+            with contextlib.suppress(SetupError):
+                assert cast.config.postgres.slot in (await slots.drop(cast.config))[0]
+                break
+            await asyncio.sleep(0.02)
 
 
 async def test_a_publication_that_was_away_is_a_reset(
