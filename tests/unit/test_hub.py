@@ -476,3 +476,25 @@ def test_what_the_ring_holds_is_not_lost_when_the_log_has_it_no_more() -> None:
     assert b"DATA" in (got := read(ann))
     assert b"rowcast.reset" not in got
     assert ann.state is StreamState.LIVE
+
+
+async def test_a_stream_that_fails_while_it_is_behind_does_not_stay_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    hub = make()
+    hub.handle(data(5, "a", "DATA"))
+
+    def take(self: Stream) -> bytes:
+        raise RuntimeError("a broken stream")
+
+    async def send(message: Any) -> None:
+        pass
+
+    async def receive() -> Any:
+        await asyncio.Event().wait()
+
+    writer = _Writer(send, hub)
+    writer.stream = hub.connect(Grant("ann", frozenset({"a"})), writer.wake, cursor=Position("e", 1, 0))
+    monkeypatch.setattr(Stream, "take", take)
+    async with asyncio.timeout(30):
+        with pytest.raises(RuntimeError, match="a broken stream"):
+            await writer.run(receive, first=b"")
+    assert not hub.streams

@@ -147,9 +147,11 @@ class _Writer:
 
         A page of what it missed is taken here: the flush counts the time of it, and the task would have none of that.
         """
-        if self.stream is not None and self.stream.state is StreamState.BEHIND and not self._page:
-            self._page = self.stream.take()
-        self._ready.set()
+        try:
+            if self.stream is not None and self.stream.state is StreamState.BEHIND and not self._page:
+                self._page = self.stream.take()
+        finally:
+            self._ready.set()  # whatever happens: the connection would be silent for ever
         ended = self.stream is not None and self.stream.state is StreamState.ENDED
         if ended and self._limit is not None and self._limit.when() is None:
             self._limit.reschedule(asyncio.get_running_loop().time() + END_LIMIT)
