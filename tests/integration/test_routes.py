@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Sequence
 
@@ -224,3 +225,19 @@ async def test_a_replica_identity_that_changes_under_a_row_rule(database: str, w
     wal.run("DELETE FROM trades")
     actions = [entry.body.action for change in wal.changes() for entry in found.route(change)]
     assert actions == ["insert", "delete"]
+
+
+@pytest.mark.parametrize("identity", ["DEFAULT", "USING INDEX quotes_code", "FULL"])
+def test_an_update_of_the_key_tells_the_old_one(wal: Wal, identity: str) -> None:
+    wal.run("CREATE TABLE quotes (id int PRIMARY KEY, code int NOT NULL, price int)")
+    wal.run("CREATE UNIQUE INDEX quotes_code ON quotes (code)")
+    wal.run(f"ALTER TABLE quotes REPLICA IDENTITY {identity}".encode())
+    wal.run("INSERT INTO quotes VALUES (1, 1, 1)")
+    wal.changes()
+    wal.run("UPDATE quotes SET id = 2, code = 2")
+    wal.run("UPDATE quotes SET price = 1")
+    router = Router([Route.from_templates("quotes", topic="all", columns=["id", "code"], origin="here")])
+    told = [json.loads(entry.body.encode(1 << 20))["changes"] for each in wal.changes() for entry in router.route(each)]
+    both = {"id": 1, "code": 1}
+    expected = {"DEFAULT": [{"id": 1}, None], "FULL": [both, {}]}
+    assert told == expected.get(identity, [{"code": 1}, None])

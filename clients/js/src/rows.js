@@ -68,7 +68,7 @@ export class Rows {
     }
   }
 
-  change({ topic, action, record }) {
+  change({ topic, action, record, changes }) {
     if (action === "truncate") {
       const start = topic.replace(/\*$/, "");
       return this.keep((name) => !name.startsWith(start));
@@ -76,9 +76,16 @@ export class Rows {
     if (!this.mine(topic)) return;
     const rows = this.topics.get(topic) ?? new Map();
     this.topics.set(topic, rows);
-    if (action === "delete") rows.delete(this.name(record));
-    // A large value that an update left alone is not in its record: the one that is there stays.
-    else rows.set(this.name(record), { ...rows.get(this.name(record)), ...record });
+    const name = this.name(record);
+    if (action === "delete") rows.delete(name);
+    else {
+      // An update that changed the key tells the old one among its `changes`.
+      const was = this.name({ ...record, ...changes });
+      const before = rows.get(was);
+      if (was !== name) rows.delete(was);
+      // A large value that an update left alone is not in its record: the one that is there stays.
+      rows.set(name, { ...before, ...record });
+    }
     this.changed();
   }
 

@@ -69,6 +69,14 @@ test("an update without a large value keeps the one that is there", () => {
   assert.deepEqual(rows.get(), [{ id: 1, text: "long", n: 2 }]);
 });
 
+test("an update of the key moves the row", () => {
+  const rows = new Rows();
+  rows.take(change("insert", { id: 1, text: "long", n: 1 }));
+  const moved = { topic: "t", action: "update", record: { id: 2, n: 1 }, changes: { id: 1 } };
+  rows.take({ event: "message", data: moved });
+  assert.deepEqual(rows.get(), [{ id: 2, text: "long", n: 1 }]);
+});
+
 test("a reset without rows says that they are stale, until they are replaced", () => {
   const rows = new Rows({ topic: "t" });
   rows.take({ event: "rowcast.reset", data: { reason: "position_expired", topics: ["t"] } });

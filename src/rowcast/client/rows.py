@@ -107,8 +107,11 @@ class Rows:
         name = self._name(record)
         if change["action"] == "delete":
             return rows.pop(name, None) is not None
+        # An update that changed the key tells the old one among its `changes`.
+        was = self._name({**record, **(change.get("changes") or {})})
+        before = rows.pop(was, {}) if was != name else rows.get(name, {})
         # A large value that an update left alone is not in its record: the one that is there stays.
-        rows[name] = {**rows.get(name, {}), **record}
+        rows[name] = {**before, **record}
         return True
 
     def _keep(self, keeps: Callable[[str], bool]) -> bool:

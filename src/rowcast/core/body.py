@@ -137,8 +137,9 @@ class ChangeBody(msgspec.Struct, gc=False, eq=False):
         """The event's data; see `entry.Body`.
 
         `record` is the row: the new one, of a delete (also one that is `moved`) what is known of the old, of a
-        truncate null. `changes` has the old values of the columns that an update changed, where the replica
-        identity gives whole rows, else null. Column values are as `values.wire` says.
+        truncate null. `changes` has the old values of the columns that an update changed, as far as the replica
+        identity gives them: of whole rows, or of the key alone if that changed; else null. Column values are as
+        `values.wire` says.
 
         An event of over `limit` bytes is cut: `record` has the key's columns, as far as they fit, `changes` is
         null and `metadata.truncated` true. Only the names of topic and table are sent whatever they take.
@@ -181,11 +182,18 @@ class ChangeBody(msgspec.Struct, gc=False, eq=False):
 
     def _changes(self) -> bytes:
         change = self.change
-        if change.old is None or change.new is None or change.action != "update" or change.old_is_key or self.moved:
+        if change.old is None or change.new is None or change.action != "update" or self.moved:
             return b"null"
         # Compared as text: NaN differs from itself, and 1.0 equals 1.00, but neither is so for the reader.
         old, new = change.old, change.new
-        return self.form.rows.write_known(old, lambda index: new[index] is not UNCHANGED and old[index] != new[index])
+        if not change.old_is_key:
+            return self.form.rows.write_known(
+                old, lambda index: new[index] is not UNCHANGED and old[index] != new[index]
+            )
+        # Postgres sends the old key where an update changed it, and nothing of the other columns.
+        columns = self.form.relation.columns
+        changes = self.form.rows.write_known(old, lambda index: columns[index].key and old[index] != new[index])
+        return changes if changes != b"{}" else b"null"
 
     # The event
 

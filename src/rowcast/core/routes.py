@@ -322,7 +322,12 @@ class Router:
                     raise ValueError(f"more than {MAX_ENTRIES} entries for one change")
                 for kind, topic, moved in addressed:
                     data = ChangeBody(change, f"{topic}*" if kind is Kind.SWEEP else topic, bound.form, moved)
-                    key = bound.conflation_key(old if moved or new is None else new) if bound.key else None
+                    key = None
+                    if bound.key:
+                        key = bound.conflation_key(old if moved or new is None else new)
+                        if new is not None and old is not None and not moved and not route.min_interval:
+                            # A row that got another key: no later change of it tells which row is gone.
+                            key = key if bound.conflation_key(old) in (key, None) else None
                     entries.append(
                         Entry(
                             kind,

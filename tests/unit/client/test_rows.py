@@ -75,6 +75,14 @@ def test_an_update_without_a_large_value_keeps_the_one_that_is_there() -> None:
     assert rows.get() == ({"id": 1, "text": "long", "n": 2},)
 
 
+def test_an_update_of_the_key_moves_the_row() -> None:
+    rows = Rows()
+    change(rows, "insert", {"id": 1, "text": "long", "n": 1})
+    told = {"topic": "t", "action": "update", "record": {"id": 2, "n": 1}, "changes": {"id": 1}}
+    rows.take("message", json.dumps(told))
+    assert rows.get() == ({"id": 2, "text": "long", "n": 1},)
+
+
 def test_a_key_may_be_json() -> None:
     rows = Rows(key=["path"])
     change(rows, "insert", {"path": ["a", {"b": 1}], "n": 1})

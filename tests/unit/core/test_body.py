@@ -57,6 +57,17 @@ def test_an_insert_to_the_byte() -> None:
     )
 
 
+def test_an_update_of_the_key_tells_the_old_one() -> None:
+    """Else nobody who keeps rows by their key could know which of them is gone."""
+    renamed: RawTuple = (b"2", *NEW[1:])
+    assert event(change("update", renamed, KEY, old_is_key=True))["changes"] == {"id": 1}
+    assert event(change("update", renamed, OLD, relation=WHOLE))["changes"] == {
+        "id": 1,
+        "price": "1.0",
+        "doc": {"a": 1},
+    }
+
+
 def test_an_update_without_old_values() -> None:
     made = event(change("update", NEW, KEY, old_is_key=True))
     assert made == {

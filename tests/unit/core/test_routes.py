@@ -316,6 +316,16 @@ def test_what_left_a_topic_has_the_old_rows_key() -> None:
     assert left.key == "public.trades:[1]"
 
 
+def test_an_update_of_the_key_is_left_out_for_no_newer_one() -> None:
+    """It alone tells which row is gone; the next change of the row has the new key only."""
+    renamed = AAPL | {"id": 2}
+    for of, old in ((TRADES, {"id": 1}), (FULL, AAPL)):
+        (entry,) = Router([route("all", key=["id"], conflate=True)]).route(change("update", renamed, old, of))
+        assert entry.key is None
+        (entry,) = Router([route("all", key=["id"], conflate=True)]).route(change("update", AAPL, AAPL, FULL))
+        assert entry.key == "public.trades:[1]"
+
+
 # Functions
 
 
