@@ -14,12 +14,12 @@ Source: WHATWG HTML, section 9.2 "Server-sent events", for what moves the last e
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import msgspec
 
+from rowcast import jitter
 from rowcast.client.api import error_of, events_url
 from rowcast.client.parser import Parser
 from rowcast.client.rows import Rows
@@ -155,4 +155,4 @@ class Session:
 
     def _pause(self) -> float:
         pause = min(self.retry * 2.0 ** min(self._failures, 16), max(LONGEST_PAUSE, self.retry))
-        return pause * random.uniform(0.75, 1.25) if self._failures else pause  # noqa: S311 - no secret
+        return jitter.seconds(0.75 * pause, 1.25 * pause) if self._failures else pause

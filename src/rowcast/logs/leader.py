@@ -17,12 +17,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
 import time
 
 import psycopg
 from psycopg_pool import PoolClosed, PoolTimeout
 
+from rowcast import jitter
 from rowcast.core import codec
 from rowcast.core.change import Message
 from rowcast.core.entry import Entry
@@ -197,7 +197,7 @@ class WalLeader:
             except (psycopg.Error, SessionEnded, PoolTimeout, PoolClosed, RowcastError, OSError) as error:
                 if not self._resigned:
                     self._complain(error)
-            await asyncio.sleep(ELECTION_PAUSE * random.uniform(0.5, 1.0))  # noqa: S311  # no secret
+            await asyncio.sleep(jitter.seconds(0.5 * ELECTION_PAUSE, ELECTION_PAUSE))
 
     # Election
 

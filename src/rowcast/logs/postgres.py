@@ -12,13 +12,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import random
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 
 import psycopg
 from psycopg_pool import PoolClosed, PoolTimeout
 
+from rowcast import jitter
 from rowcast.core.entry import Batch
 from rowcast.core.position import Place, Position, format_lsn, parse_lsn
 from rowcast.errors import RowcastError, SetupError, Unavailable
@@ -180,7 +180,7 @@ class PostgresLog:
             if self._capture.finished > finished:
                 pause = FIRST_PAUSE
             # Spread out: replicas that reconnect make the server decode from the anchor on.
-            await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311  # no secret
+            await asyncio.sleep(jitter.seconds(0.5 * pause, 1.5 * pause))
             pause = min(pause * 2, LONGEST_PAUSE)
 
     # For the guard

@@ -10,10 +10,10 @@ See docs/adr/0005-the-append-rule.md.
 from __future__ import annotations
 
 import asyncio
-import random
 import time
 from collections.abc import AsyncIterator
 
+from rowcast import jitter
 from rowcast.core import codec
 from rowcast.core.entry import Batch
 from rowcast.core.position import ORIGIN, Place, Position
@@ -184,7 +184,7 @@ class RedisLog:
                 self._down(str(error))
             if self._leading is not None and self._leading.done() and not self._closed:
                 self._leading.result()
-            await asyncio.sleep(pause * random.uniform(0.5, 1.5))  # noqa: S311  # no secret
+            await asyncio.sleep(jitter.seconds(0.5 * pause, 1.5 * pause))
             pause = min(pause * 2, LONGEST_PAUSE)
 
     # ports.ReadableLog
@@ -245,7 +245,7 @@ class RedisLog:
         now = time.time()
         if abs(now - self._trimmed) >= TRIM_INTERVAL:
             # Spread out: every replica does it, since none is sure to be there.
-            self._trimmed = now + random.uniform(0, TRIM_INTERVAL)  # noqa: S311  # no secret
+            self._trimmed = now + jitter.seconds(0.0, TRIM_INTERVAL)
             await self._store.ping()
             oldest = self._kept.trim(now)
             if oldest is not None:
