@@ -63,6 +63,7 @@ async def test_the_last_comes_on_whichever_replica(prices: str, valkey: ValkeySe
                 connection.execute("UPDATE prices SET price = %s", [number])
                 connection.execute("INSERT INTO notes DEFAULT VALUES")
                 if number % 10 == 0:
+                    await go.ready()
                     await go.settled()
                     go.close()
                     before.append(go)
