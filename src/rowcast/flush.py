@@ -25,6 +25,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Collection
+from typing import Protocol
 
 from rowcast.core.stream import Stream, StreamState
 
@@ -49,11 +50,27 @@ STRIDE = 16
 """Streams between two looks at the clock."""
 
 
+class Writers(Protocol):
+    """What becomes of a stream that the flush can't write by itself. None of it raises."""
+
+    def wake(self, stream: Stream) -> None:
+        """Have its writer take what is pending."""
+        ...
+
+    def lag(self, stream: Stream) -> None:
+        """Its sink took all that was pending, and has more than it can send."""
+        ...
+
+    def fail(self, stream: Stream) -> None:
+        """Its sink raised the exception that is being handled."""
+        ...
+
+
 class Flush:
     """The queues of a hub and their pace.
 
-    `wake` has a stream's writer take what is pending; it must not raise. Without a running loop (in tests that drive
-    a hub by hand) everything is written at once.
+    A LIVE stream with a sink is written here; for every other one `writers` are asked. Without a running loop (in tests
+    that drive a hub by hand) everything is written at once.
 
     `latency` is told once per entry how long after its commit it was written, in seconds, and to how many streams: an
     entry of the express when the queue was drained. Of a round, one entry after the other stands for what was written
@@ -62,11 +79,11 @@ class Flush:
 
     def __init__(
         self,
-        wake: Callable[[Stream], None],
+        writers: Writers,
         clock: Callable[[], float] = time.perf_counter,
         latency: Callable[[float, int], None] = lambda seconds, times: None,
     ) -> None:
-        self._wake = wake
+        self._writers = writers
         self._clock = clock
         self._latency = latency
         self._commits: list[tuple[float, int]] = []
@@ -190,7 +207,6 @@ class Flush:
         """Drain the express queue; what can't be done until then goes with the bulk."""
         express, self._express = self._express, []
         commits, self._commits = self._commits, []
-        live = StreamState.LIVE
         for start in range(0, len(express), STRIDE):
             if start and self._clock() >= until:
                 self._crowded = True
@@ -199,10 +215,10 @@ class Flush:
                     self.later(stream)
                 self._bulk_commits += commits
                 return
-            for stream in express[start : start + STRIDE]:
+            some = express[start : start + STRIDE]
+            for stream in some:
                 stream.express = False
-                if stream.pending or stream.state is not live:
-                    self._wake(stream)
+            self._write(some)
         self._hurried = self._clock()
         if commits:
             now = time.time()
@@ -220,14 +236,13 @@ class Flush:
             self._at = 0
             self._began = self._clock()
         streams = self._round
-        live = StreamState.LIVE
         while self._at < len(streams):
             start = self._at
             self._at += STRIDE
-            for stream in streams[start : self._at]:
+            some = streams[start : self._at]
+            for stream in some:
                 stream.bulk = False
-                if stream.pending or stream.state is not live:
-                    self._wake(stream)
+            self._write(some)
             while len(self._quarters) < 4 * self._at // len(streams) and len(self._quarters) < 4:
                 self._quarters.append(time.time())
             now = self._clock()
@@ -249,6 +264,37 @@ class Flush:
         while behind:
             stream = behind.popleft()
             stream.paging = False
-            self._wake(stream)
+            self._writers.wake(stream)
             if self._clock() >= until:
                 return
+
+    def _write(self, streams: list[Stream]) -> None:
+        """Write what is pending. This loop runs once per system call: nothing may be called in it that need not be."""
+        live = StreamState.LIVE
+        frames: list[bytes] = []
+        joined = b""
+        for stream in streams:
+            pending = stream.pending
+            sink = stream.sink
+            if sink is None or stream.free is not None or stream.state is not live:
+                if pending or stream.state is not live:
+                    self._writers.wake(stream)
+            elif pending:
+                if len(pending) == 1:
+                    data = pending[0]
+                elif pending == frames:  # the streams of a hot topic have the same, which is joined once
+                    data = joined
+                else:
+                    frames = pending
+                    data = joined = b"".join(frames)
+                try:
+                    sink.write(data)
+                except Exception:
+                    self._writers.fail(stream)
+                    continue
+                if pending is frames:
+                    stream.pending = []
+                else:
+                    pending.clear()
+                if stream.sink is None:
+                    self._writers.lag(stream)

@@ -137,7 +137,7 @@ class Hub:
         self._starting: dict[Stream, Position | None] = {}
         self._awaiting: dict[Stream, None] = {}
         """Of these, those that wait for a place besides their user's subscriptions."""
-        self._writing = Flush(self.wake, latency=self.latency.add)
+        self._writing = Flush(self, latency=self.latency.add)
         self._on_disconnect = on_disconnect
         self._traces: Traces | None = None
         self._moved = asyncio.Event()
@@ -528,8 +528,14 @@ class Hub:
                 self._note_catchup(stream, "slow")
                 self.again(stream)  # its writer takes nothing by itself of a stream that is behind
         except Exception:
-            logger.exception("stream_failed", "a stream could not be woken")
-            self.drop(stream)
+            self.fail(stream)
+
+    def fail(self, stream: Stream) -> None:
+        """Writing a stream raised what is being handled: forget it, and cut its connection."""
+        logger.exception("stream_failed", "a stream could not be written")  # noqa: LOG004  # called while it is handled
+        if stream.sink is not None:
+            stream.sink.abort()
+        self.drop(stream)
 
     def lag(self, stream: Stream) -> None:
         """A stream's transport is full: it catches up when it has drained, and `again` is called."""

@@ -24,10 +24,17 @@ class Desk:
         self.wire = Wire(Ring(1 << 20), max_event=1 << 20, replica="r")
         self.written: list[tuple[str, bytes]] = []
         self.latencies: list[tuple[float, int]] = []
-        self.flush = Flush(self.wake, lambda: self.now, lambda *latency: self.latencies.append(latency))
+        self.failed: list[Stream] = []
+        self.flush = Flush(self, lambda: self.now, lambda *latency: self.latencies.append(latency))
 
     def wake(self, stream: Stream) -> None:
         stream.wake()
+
+    def lag(self, stream: Stream) -> None:
+        stream.lag()
+
+    def fail(self, stream: Stream) -> None:
+        self.failed.append(stream)
 
     def streams(self, count: int, name: str = "s") -> list[Stream]:
         return [self.stream(f"{name}{number}") for number in range(count)]
@@ -53,6 +60,99 @@ def test_a_stream_is_written_once_per_flush() -> None:
     desk.flush.start()  # no loop runs: at once
     assert len(desk.written) == 2 + EXPRESS + 1
     assert {data for _, data in desk.written} == {b"123"}
+
+
+class Pipe:
+    """A sink that has room for so many writes; then the stream's writer notes that it is full."""
+
+    def __init__(self, stream: Stream, room: int = 1000) -> None:
+        self.stream = stream
+        self.room = room
+        self.got: list[bytes] = []
+        stream.sink = self
+
+    def write(self, data: bytes) -> None:
+        self.room -= 1
+        if self.room < 0:
+            raise RuntimeError("the handle is closed")
+        self.got.append(data)
+        if not self.room:
+            self.stream.sink = None
+
+    def abort(self) -> None:
+        raise AssertionError("the flush does not cut connections")
+
+
+@pytest.mark.parametrize("count", [1, EXPRESS + 1])
+def test_a_stream_with_a_sink_is_written_without_its_writer(count: int) -> None:
+    desk = Desk()
+    streams = desk.streams(count)
+    pipes = [Pipe(stream) for stream in streams]
+    own = streams[0]
+    for frame in (b"1", b"2", b"3"):
+        desk.flush.push(streams, frame)
+        desk.flush.push([own], frame.upper() + b"!")
+    desk.flush.start()
+    desk.flush.push(streams, b"4")
+    desk.flush.start()
+    assert [pipe.got for pipe in pipes] == [[b"11!22!33!", b"4"], *[[b"123", b"4"]] * (count - 1)]
+    assert not desk.written
+    assert not any(stream.pending or stream.pending_bytes for stream in streams)
+
+
+def test_a_sink_that_gets_full_has_its_stream_catch_up() -> None:
+    desk = Desk()
+    (stream,) = desk.streams(1)
+    pipe = Pipe(stream, room=1)
+    desk.flush.push([stream], b"1")
+    desk.flush.start()
+    assert stream.state is StreamState.BEHIND
+    assert desk.flush.push([stream], b"2") == 0
+    assert pipe.got == [b"1"]
+
+
+def test_a_sink_that_raises_keeps_nobody_from_being_written() -> None:
+    desk = Desk()
+    streams = desk.streams(3)
+    pipes = [Pipe(stream, room=0 if number == 1 else 9) for number, stream in enumerate(streams)]
+    desk.flush.push(streams, b"1")
+    desk.flush.start()
+    assert desk.failed == [streams[1]]
+    assert [pipe.got for pipe in pipes] == [[b"1"], [], [b"1"]]
+
+
+def test_what_may_not_be_taken_yet_is_not_written_to_a_sink() -> None:
+    desk = Desk()
+    (stream,) = desk.streams(1)
+    pipe = Pipe(stream)
+    desk.flush.push([stream], b"1")
+    stream.hold()
+    desk.flush.push([stream], b"2")
+    desk.flush.start()
+    assert desk.written == [("s0", b"1")]
+    stream.unhold()
+    desk.flush.add(stream)
+    desk.flush.start()
+    assert pipe.got == [b"2"]
+
+
+@pytest.mark.parametrize("behind", [False, True])
+def test_what_is_pending_is_counted_right_with_a_sink_and_without(behind: bool) -> None:
+    desk = Desk()
+    (stream,) = desk.streams(1)
+    Pipe(stream)
+    for number in range(3):
+        desk.flush.push([stream], b"x" * (number + 1))
+        assert stream.pending_bytes == number + 1
+        desk.flush.start()
+        assert stream.pending_bytes == 0
+    stream.pending += [b"four", b"three"]
+    assert stream.pending_bytes == 9
+    if behind:
+        stream.pause((1, 0))
+    stream.sink = None
+    stream.pending.append(b"!")
+    assert stream.pending_bytes == 10
 
 
 def test_streams_that_are_not_live_are_passed_over() -> None:
@@ -247,3 +347,38 @@ def test_a_delivery_costs_no_call() -> None:
     assert calls == ["push"]
     assert all(stream.pending == [b"0", b"1"] for stream in many)
     assert all(stream.state is StreamState.LIVE for stream in many)
+
+
+class Counter:
+    """A sink without a line of Python in it."""
+
+    __slots__ = ("abort", "got", "write")
+
+    def __init__(self) -> None:
+        self.got: list[bytes] = []
+        self.write = self.got.append
+        self.abort = self.got.clear
+
+
+def test_a_write_costs_no_call_but_its_own() -> None:
+    """The same for the loop that runs once per system call."""
+    desk = Desk()
+    streams = desk.streams(10 * STRIDE)
+    for stream in streams:
+        stream.sink = Counter()
+    for frame in (b"1", b"2"):
+        desk.flush.push(streams, frame)
+    calls: list[str] = []
+
+    def profile(frame: Any, event: str, argument: object) -> None:
+        if event == "call":
+            calls.append(frame.f_code.co_name)
+
+    sys.setprofile(profile)
+    try:
+        desk.flush.start()
+    finally:
+        sys.setprofile(None)
+    assert calls.count("_write") == 10
+    # Of the rest most is the clock, which is looked at once between two strides.
+    assert len(calls) <= 10 + 30

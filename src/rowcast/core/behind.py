@@ -32,8 +32,8 @@ class Behind(Held):
             self._catch_up()
         if not self.pending:
             return b""
-        if self._held is not None:
-            return self._take_free(self._held)
+        if self.free is not None:
+            return self._take_free(self.free)
         data = self.pending[0] if len(self.pending) == 1 else b"".join(self.pending)
         self.pending.clear()
         self._counted = self._counted_bytes = 0
@@ -84,7 +84,7 @@ class Behind(Held):
         free = self.pending[:count]
         del self.pending[:count]
         self._counted = self._counted_bytes = 0
-        self._held = 0
+        self.free = 0
         self._noted = max(0, self._noted - count)
         return b"".join(free)
 

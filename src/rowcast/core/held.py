@@ -7,7 +7,7 @@ along what is held for it, as deferred.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
@@ -28,6 +28,18 @@ NOTHING: frozenset[Any] = frozenset()
 _json = msgspec.json.encode
 
 
+class Sink(Protocol):
+    """What takes a stream's bytes: a transport (`asyncio.WriteTransport`) that has sent all that it was given."""
+
+    def write(self, data: bytes, /) -> None:
+        """Send; what can't be sent at once is kept, and the stream's `sink` is None from then on."""
+        ...
+
+    def abort(self) -> None:
+        """Cut the connection."""
+        ...
+
+
 class Turn(NamedTuple):
     """From `place` on the topics are `topics`; `block` tells the client. Of `owed` ones it gets a snapshot first."""
 
@@ -41,10 +53,10 @@ class Held:
     """The state of a stream, and what concerns held entries."""
 
     __slots__ = (
-        "__weakref__", "_clock", "_counted", "_counted_bytes", "_deferred", "_filters", "_held", "_narrow", "_noted",
+        "__weakref__", "_clock", "_counted", "_counted_bytes", "_deferred", "_filters", "_narrow", "_noted",
         "_origin", "_paused", "_reset", "_rows", "_since", "_topics", "_turns", "_walk", "_walk_from", "_walk_topics",
-        "after", "beaten", "bulk", "cursor", "express", "fill", "grant", "number", "paging", "pending", "snapshot",
-        "state", "wake", "wire",
+        "after", "beaten", "bulk", "cursor", "express", "fill", "free", "grant", "number", "paging", "pending", "sink",
+        "snapshot", "state", "wake", "wire",
     )  # fmt: skip
 
     def __init__(
@@ -66,6 +78,10 @@ class Held:
         self.after: Place | None = None
         """STARTING: the hub must have passed this place first."""
         self.pending: list[bytes] = []
+        self.free: int | None = None
+        """How many of the pending blocks may be taken; None: all."""
+        self.sink: Sink | None = None
+        """Where all that is pending of a LIVE stream may be written at once; None: its writer must be woken."""
         self._counted = self._counted_bytes = 0
         self.express = self.bulk = self.paging = False
         """On which queues of the flush it is."""
@@ -77,8 +93,6 @@ class Held:
         self.fill: Fill | None = None
         """BEHIND: what must be sent before the stream goes on from its cursor."""
         self._filters: tuple[Filter, ...] = ()
-        self._held: int | None = None
-        """How many of the pending blocks may be taken; None: all."""
         self._noted = 0
         self._narrow = narrow
         self._deferred: dict[tuple[str, str | None], Entry] = {}
@@ -147,6 +161,8 @@ class Held:
     def pending_bytes(self) -> int:
         """Bytes that are pending. Counted when it is asked for: a delivery must not pay for it."""
         pending = self.pending
+        if self.sink is not None and self.state is StreamState.LIVE:
+            return sum(map(len, pending))  # it is written past `take`, so nothing may stay counted
         if self._counted > len(pending):
             self._counted = self._counted_bytes = 0
         for i in range(self._counted, len(pending)):

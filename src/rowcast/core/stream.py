@@ -232,7 +232,7 @@ class Stream(Behind):
         if retry is not None:
             self._append(sse.retry(retry))
         self._append(sse.frame(_json({"reason": reason}), event="rowcast.bye"))
-        self._held = None  # it can't wait any longer
+        self.free = None  # it can't wait any longer
         self.state = StreamState.ENDED
 
     def beat(self) -> None:
@@ -247,8 +247,8 @@ class Stream(Behind):
 
     def hold(self) -> None:
         """Nothing that is appended from now on may be taken until `unhold`."""
-        if self._held is None and self.state is not StreamState.ENDED:
-            self._held = len(self.pending)
+        if self.free is None and self.state is not StreamState.ENDED:
+            self.free = len(self.pending)
 
     def mark(self) -> None:
         """Note what is pending now, for `unhold`."""
@@ -256,5 +256,5 @@ class Stream(Behind):
 
     def unhold(self, *, marked: bool = False) -> None:
         """Everything may be taken again, or (`marked`) what was pending at the last `mark`."""
-        if self._held is not None:
-            self._held = self._noted if marked else None
+        if self.free is not None:
+            self.free = self._noted if marked else None

@@ -56,6 +56,7 @@ class TakenWriter(asyncio.Protocol):
             self._let_go()
         else:
             self._write(first)
+            self._let_flush(not self._full)
 
     def close(self, last: bytes = b"") -> None:
         """Let what was written be sent, and a last block, for END_LIMIT at most."""
@@ -112,11 +113,13 @@ class TakenWriter(asyncio.Protocol):
     def pause_writing(self) -> None:
         """The kernel takes no more. This comes from within `write`: it is only noted."""
         self._full = True
+        self._let_flush(False)
         self._wait_longer(True)
 
     def resume_writing(self) -> None:
         """Everything was sent: go on with what was missed."""
         self._full = False
+        self._let_flush(True)
         self._wait_longer(False)
         if self._stream is not None:
             self._hub.again(self._stream)
@@ -143,8 +146,14 @@ class TakenWriter(asyncio.Protocol):
         if self._transport is not None:
             be_patient(self._transport.get_extra_info("socket"), paused=paused)
 
+    def _let_flush(self, may: bool) -> None:
+        """Whether the flush may write to the transport without asking us."""
+        if self._stream is not None:
+            self._stream.sink = self._transport if may else None
+
     def _let_go(self) -> None:
         """Leave the stream, which leaves the hub and every queue."""
+        self._let_flush(False)
         stream, self._stream = self._stream, None
         if stream is not None:
             stream.wake = _nothing

@@ -22,6 +22,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from rowcast import Rowcast
 from rowcast.auth.jwt import mint
 from rowcast.core.grants import Grant
+from rowcast.core.held import Sink
 from rowcast.core.stream import Stream
 from rowcast.http import takeover
 from rowcast.http.taken import TakenWriter
@@ -143,12 +144,53 @@ async def test_a_stream_that_fails_closes_its_connection(
             raise OSError("a page of a snapshot can't be read")
 
         monkeypatch.setattr(Stream, "take", take)
-        await cast.publish("t", {"n": 1})
+        (stream,) = cast.hub.streams
+        cast.hub.lag(stream)
+        cast.hub.again(stream)
         # Left open it would be silent for ever: without a heartbeat, and without what its client waits for.
         with contextlib.suppress(ConnectionError):
             await client.end()
         await until(lambda: cast.hub.streams_count == 0)
         assert taken() == 0
+
+
+class Broken:
+    """A transport whose `write` raises, as one does whose handle was closed behind our back."""
+
+    def __init__(self, transport: Sink) -> None:
+        self.abort = transport.abort
+
+    def write(self, data: bytes) -> None:
+        raise RuntimeError("the handle is closed")
+
+
+async def test_a_transport_that_raises_ends_its_stream_and_no_other(make: Make) -> None:
+    cast = make()
+    app = cast.asgi()
+    async with connected(app, request(cast, "t")) as client, connected(app, request(cast, "t")) as other:
+        await client.until(b"rowcast.ready")
+        await other.until(b"rowcast.ready")
+        stream = next(iter(cast.hub.streams))
+        assert stream.sink is not None
+        stream.sink = Broken(stream.sink)
+        await cast.publish("t", {"n": 1})
+        await other.until(b'"n":1')
+        with contextlib.suppress(ConnectionError):
+            await client.end()
+        await until(lambda: cast.hub.streams_count == 1)
+        assert b'"n":1' not in client.got
+
+
+async def test_whoever_has_gone_is_not_written_to(make: Make) -> None:
+    """A flush that is under way still has the stream on its list."""
+    cast = make()
+    async with connected(cast.asgi(), request(cast, "t")) as client:
+        await client.until(b"rowcast.ready")
+        (stream,) = cast.hub.streams
+        assert stream.sink is not None
+        client.writer.close()
+        await until(lambda: cast.hub.streams_count == 0)
+        assert stream.sink is None
 
 
 async def test_a_second_request_on_the_connection_does_not_reach_into_the_stream(make: Make) -> None:
