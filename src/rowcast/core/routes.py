@@ -435,7 +435,7 @@ class Router:
         """A TRUNCATE has no row: it goes to every topic that begins as the template does."""
         template = route.template
         if template is not None and template.constant:
-            return [(Kind.DATA, template.text, False)]
+            return [(Kind.DATA, template.prefix, False)]
         if template is None or not template.prefix:
             self._troubles.note(
                 f"truncate {route.origin}",

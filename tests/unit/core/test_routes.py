@@ -257,6 +257,12 @@ def test_a_truncate_goes_to_every_topic_that_begins_as_the_template_does() -> No
     assert (event["topic"], event["action"], event["record"]) == ("finance:*", "truncate", None)
 
 
+def test_a_truncate_goes_to_a_topic_without_columns_as_its_rows_do() -> None:
+    router = Router([route("a{{b}}")])
+    found = router.route(change("insert", {"id": 1})) + router.route(change("truncate"))
+    assert [(entry.kind, entry.topic) for entry in found] == [(Kind.DATA, "a{b}")] * 2
+
+
 def test_a_truncate_that_would_reach_everybody_is_told_to_the_operator_once() -> None:
     router = Router([route("{symbol}:x"), Route.from_function("trades", lambda change: "a")])
     for _ in range(3):
