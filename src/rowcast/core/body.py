@@ -29,20 +29,19 @@ _FIRST, _LAST = -62_135_596_800, 253_402_300_799
 
 def timestamp(microseconds: int) -> str:
     """Microseconds since the Unix epoch as RFC 3339 in UTC; years that it can't say become 1 or 9999."""
-    seconds, rest = divmod(microseconds, 1_000_000)
-    return f"{_second(min(max(seconds, _FIRST), _LAST))}.{rest:06}Z"
+    return _stamp(microseconds).decode()
 
 
 @functools.lru_cache(maxsize=64)
-def _second(seconds: int) -> str:
+def _second(seconds: int) -> bytes:
     # Formatting a date costs as much as encoding a small row, and changes come many to the second.
-    return (_EPOCH + timedelta(seconds=seconds)).isoformat()[:19]
+    return (_EPOCH + timedelta(seconds=min(max(seconds, _FIRST), _LAST))).isoformat()[:19].encode()
 
 
 @functools.lru_cache(maxsize=64)
 def _stamp(microseconds: int) -> bytes:
-    # All rows of a transaction have the same.
-    return timestamp(microseconds).encode()
+    # All rows of a transaction have the same. Not by way of `timestamp`: a commit that comes alone has one of its own.
+    return b"%b.%06dZ" % (_second(microseconds // 1_000_000), microseconds % 1_000_000)
 
 
 class Form:
@@ -144,8 +143,15 @@ class ChangeBody(msgspec.Struct, gc=False, eq=False):
         An event of over `limit` bytes is cut: `record` has the key's columns, as far as they fit, `changes` is
         null and `metadata.truncated` true. Only the names of topic and table are sent whatever they take.
         """
-        record = self._record()
-        encoded = self._event(record or b"null", self._changes() if self.change.old is not None else b"null")
+        change, form, new = self.change, self.form, self.change.new
+        record: bytes | None
+        if new is not None and change.old is None and not self.moved and UNCHANGED not in new:
+            # What the rest makes of it, without the calls: nearly every change is like this.
+            record = form.rows.write(new)
+            encoded = form.event(self.topic, change.action, record, b"null", change.commit_time)
+        else:
+            record = self._record()
+            encoded = self._event(record or b"null", self._changes() if change.old is not None else b"null")
         return encoded if len(encoded) <= limit or record is None else self._cut(limit)
 
     def row(self, limit: int) -> tuple[bytes, bool]:

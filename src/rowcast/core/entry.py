@@ -143,7 +143,7 @@ class Entry(msgspec.Struct, gc=False, eq=False):
         return f"<Entry {self.kind.name} {self.topic or self.body!r} at {self.place}>"
 
 
-class Batch:
+class Batch(msgspec.Struct, eq=False):
     """What a log's tail yields: entries in order, and how far the log has been seen.
 
     `head`: every entry at or below it has been yielded, in this batch or before; it moves on without
@@ -152,13 +152,10 @@ class Batch:
     tells every stream. A batch with `reset` starts the tail anew at `head`, in `epoch`.
     """
 
-    __slots__ = ("entries", "epoch", "head", "reset")
-
-    def __init__(self, epoch: str, entries: Sequence[Entry], head: Place = ORIGIN, *, reset: str | None = None) -> None:
-        self.epoch = epoch
-        self.entries = entries
-        self.head = head
-        self.reset = reset
+    epoch: str
+    entries: Sequence[Entry]
+    head: Place = ORIGIN
+    reset: str | None = None
 
     def __repr__(self) -> str:
         return f"<Batch {self.epoch} {len(self.entries)} entries, head {self.head}, reset {self.reset}>"

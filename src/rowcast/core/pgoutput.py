@@ -120,6 +120,22 @@ class Decoder:
             kind = data[0]
             if kind == 0x49:  # I
                 return self._insert(data)
+            if kind == 0x42:  # B
+                commit_lsn, time, xid = _BEGIN.unpack_from(data, 1)
+                if len(data) != _BEGIN.size + 1:
+                    _ends(data, _BEGIN.size + 1)
+                self._index = 0
+                self.in_transaction = True
+                begin = self._begin = Begin(commit_lsn, time + POSTGRES_EPOCH, xid)
+                return begin
+            if kind == 0x43:  # C
+                _, commit_lsn, end_lsn, time = _COMMIT.unpack_from(data, 1)
+                if len(data) != _COMMIT.size + 1:
+                    _ends(data, _COMMIT.size + 1)
+                if not self.in_transaction:
+                    raise DecodeError(f"a Commit at {commit_lsn:X} without its Begin")
+                self.in_transaction = False
+                return Commit(commit_lsn, end_lsn, time + POSTGRES_EPOCH)
             if kind == 0x55:  # U
                 return self._update(data)
             if kind == 0x44:  # D
@@ -221,18 +237,6 @@ class Decoder:
     # Everything else
 
     def _other(self, kind: bytes, data: bytes) -> Event | None:
-        if kind == b"B":
-            commit_lsn, time, xid = _BEGIN.unpack(data[1:])
-            self._begin = Begin(commit_lsn, time + POSTGRES_EPOCH, xid)
-            self._index = 0
-            self.in_transaction = True
-            return self._begin
-        if kind == b"C":
-            _, commit_lsn, end_lsn, time = _COMMIT.unpack(data[1:])
-            if not self.in_transaction:
-                raise DecodeError(f"a Commit at {commit_lsn:X} without its Begin")
-            self.in_transaction = False
-            return Commit(commit_lsn, end_lsn, time + POSTGRES_EPOCH)
         if kind == b"R":
             self._learn(data)
             return None

@@ -97,10 +97,21 @@ class Plan:
 
     `direct` is the index of the one column that decides where a row goes, or -1: when the table has no rule and one
     route, whose template is text around that column. Such a row need not be decoded: `topics` says where rows with
-    the same bytes in that column went.
+    the same bytes in that column went. `topic` is where all rows go, when the template has no column: else None.
     """
 
-    __slots__ = ("_getters", "_key_getters", "direct", "relation", "revoke", "routes", "rules", "topics", "width")
+    __slots__ = (
+        "_getters",
+        "_key_getters",
+        "direct",
+        "relation",
+        "revoke",
+        "routes",
+        "rules",
+        "topic",
+        "topics",
+        "width",
+    )
 
     def __init__(self, relation: Relation, rules: list[BoundRule], routes: list[BoundRoute]) -> None:
         self.relation = relation
@@ -117,16 +128,21 @@ class Plan:
         )
         self._key_getters: _Getters = tuple(getter for getter in self._getters if getter[2].key)
         self.topics: dict[bytes, str] = {}
-        self.direct = self._find_direct()
+        self.direct, self.topic = self._find_direct()
         self.width = len(self._getters)
         """How many columns a row has from which nothing is missing."""
 
-    def _find_direct(self) -> int:
+    def _find_direct(self) -> tuple[int, str | None]:
         if self.rules or len(self.routes) != 1 or self.routes[0].key:
-            return -1
+            return -1, None
         route = self.routes[0].route
-        column = None if route.template is None or route.when is not None else route.template.plain_column
-        return next((index for index, name, _ in self._getters if name == column), -1)
+        template = route.template
+        if template is None or route.when is not None or route.min_interval:
+            return -1, None
+        if template.constant:
+            return -1, template.prefix
+        column = template.plain_column
+        return next((index for index, name, _ in self._getters if name == column), -1), None
 
     def pick(self, raw: RawTuple, *, key_only: bool = False) -> tuple[Row, Exception | None]:
         """The needed columns of a row, decoded, without those that are not known.

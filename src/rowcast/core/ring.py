@@ -82,7 +82,8 @@ class Ring:
             self._newest[topic, entry.key] = seq
         self.end = seq + 1
         self.bytes += entry.size
-        self._bound()
+        if self.bytes > self.max_bytes or self.max_entries is not None:
+            self._bound()
 
     def extend(self, run: Run) -> int:
         """Add the entries of a run, and evict the oldest ones that are over the bounds. Returns the sequence number of

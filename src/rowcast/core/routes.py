@@ -224,24 +224,24 @@ class Router:
         plan = found[1]
         if plan is None:
             return []
-        if plan.direct < 0 or change.new is None or change.old is not None:
+        topic = plan.topic
+        if change.new is None or change.old is not None or (topic is None and plan.direct < 0):
             return self._route(plan, change)
-        value = change.new[plan.direct]
-        topic = plan.topics.get(value) if type(value) is bytes else None
-        if topic is not None:
-            return [self._direct(plan.routes[0], change, topic)]
-        entries = self._route(plan, change)
-        if len(entries) == 1 and type(value) is bytes:
-            if len(plan.topics) >= DIRECT_TOPICS:
-                plan.topics.clear()
-            plan.topics[value] = entries[0].topic
-        return entries
-
-    def _direct(self, bound: BoundRoute, change: Change, topic: str) -> Entry:
-        """The entry of a change of which the topic is all that there is to know."""
-        body = ChangeBody(change, topic, bound.form)
+        if topic is None:
+            value = change.new[plan.direct]
+            topic = plan.topics.get(value) if type(value) is bytes else None
+            if topic is None:
+                entries = self._route(plan, change)
+                if len(entries) == 1 and type(value) is bytes:
+                    if len(plan.topics) >= DIRECT_TOPICS:
+                        plan.topics.clear()
+                    plan.topics[value] = entries[0].topic
+                return entries
+        # The topic is all that there is to know.
+        bound = plan.routes[0]
         xid = change.xid if bound.route.snapshot else 0
-        return Entry(_DATA, change.place, body, topic, xid, None, None, change.commit_time)
+        body = ChangeBody(change, topic, bound.form)
+        return [Entry(_DATA, change.place, body, topic, xid, None, None, change.commit_time)]
 
     # Binding to a table as it is now
 

@@ -94,13 +94,12 @@ class RowWriter:
 
 
 def _getter(places: list[int]) -> Callable[[Any], Any]:
-    """The items at some places, as a tuple. `operator.itemgetter` gives the bare item where there is one only."""
+    """The items at some places, as a tuple. `operator.itemgetter` gives the bare item where there is one only, but a
+    slice of one as well."""
     if len(places) > 1:
         return operator.itemgetter(*places)
-    if places:
-        place = places[0]
-        return lambda row: (row[place],)
-    return lambda row: ()
+    place = places[0] if places else 0
+    return operator.itemgetter(slice(place, place + len(places)))
 
 
 def _is_utf8(text: bytes) -> bool:

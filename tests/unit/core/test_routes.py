@@ -661,7 +661,7 @@ def _told(entries: Iterable[Entry]) -> list[tuple[Any, ...]]:
         ),
         max_size=20,
     ),
-    st.sampled_from(["finance:{symbol}", "{symbol}", "{price}:p"]),
+    st.sampled_from(["finance:{symbol}", "{symbol}", "{price}:p", "news", "{{news}}"]),
     st.booleans(),
 )
 def test_what_went_somewhere_before_goes_there_again(

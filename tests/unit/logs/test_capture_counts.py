@@ -88,22 +88,22 @@ def entries() -> list[Entry]:
 def test_to_decode_and_route_a_row() -> None:
     capture, rows = captured()
     found: list[Any] = []
-    assert calls(lambda: found.append(capture.take(rows))) <= 5  # decode, _insert, _tuple, route, _direct
+    assert calls(lambda: found.append(capture.take(rows))) <= 4  # decode, _insert, _tuple, route
     assert len(found[0]) == ROWS
 
 
 def test_to_put_a_row_that_nobody_listens_to_into_the_ring(entries: list[Entry]) -> None:
     desk = hub("other")
-    # handle_entry, append and _bound of the ring, the sizes of entry and body, get of the index, _push
-    assert calls(lambda: desk.handle(Batch("e", entries, (200, 0)))) <= 7
+    # handle_entry, append of the ring, the sizes of entry and body, get of the index, _push
+    assert calls(lambda: desk.handle(Batch("e", entries, (200, 0)))) <= 6
     assert len(desk.ring) == ROWS
     assert not any(entry._frame for entry in entries)
 
 
 def test_to_send_a_row(entries: list[Entry]) -> None:
     desk = hub(*(f"t:S{number}" for number in range(10)))
-    # The above, push of the flush, the histogram, and 8 for the frame, of which 2 write a value
-    assert calls(lambda: desk.handle(Batch("e", entries, (200, 0)))) <= 17
+    # The above, push of the flush, the histogram, and 6 for the frame, of which 2 write a value
+    assert calls(lambda: desk.handle(Batch("e", entries, (200, 0)))) <= 14
     assert desk.deliveries == ROWS
 
 
