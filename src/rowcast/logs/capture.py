@@ -75,31 +75,26 @@ class Capture:
         `sent`: the server says that it has sent everything below this LSN (0: it does not say). Raises
         `DecodeError`; the position is then that of before.
         """
-        if self.traces is None:
-            return self._take(payloads, sent)
-        begun = time.time_ns()
-        entries = self._take(payloads, sent)
-        if entries:
-            self.traces.captured(begun, len(entries), self.position)
-        return entries
-
-    def _take(self, payloads: Iterable[bytes], sent: int) -> list[Entry] | None:
+        begun = 0 if self.traces is None else time.time_ns()
         decoder = self._decoder
         decode, route = decoder.decode, self._router.route
         entries: list[Entry] = []
         position, finished = self.position, self.finished
+        committed = False
         for payload in payloads:
             event = decode(payload)
             if type(event) is Change:
                 if event.place > position:
                     entries += route(event)
-            elif event is None or isinstance(event, Begin):
+            elif event is None or type(event) is Begin:
                 continue
-            elif isinstance(event, Commit):
-                finished = max(finished, event.end_lsn)
-                position = max(position, (finished, 0))
-                self.last_commit = time.monotonic()
-            elif isinstance(event, Message):
+            elif type(event) is Commit:
+                committed = True
+                if event.end_lsn > finished:
+                    finished = event.end_lsn
+                if (finished, 0) > position:
+                    position = (finished, 0)
+            elif type(event) is Message:
                 if event.place > position:
                     self._message(event, entries)
             elif isinstance(event, list):
@@ -109,13 +104,17 @@ class Capture:
         if decoder.in_transaction:
             # Every entry of the changes so far has been made, and lies below the place of the next one.
             position = max(position, (decoder.commit_lsn, (decoder.index + 1) * MINOR_SPACING - 1))
-        elif sent:
-            finished = max(finished, sent)
+        elif sent > finished:
+            finished = sent
             position = max(position, (finished, 0))
         self.finished = finished
+        if committed:
+            self.last_commit = time.monotonic()
         if position == self.position and not entries:
             return None
         self.position = position
+        if entries and self.traces is not None:
+            self.traces.captured(begun, len(entries), position)
         return entries
 
     def _message(self, message: Message, entries: list[Entry]) -> None:

@@ -11,9 +11,8 @@ Temporary slots vanish with their connection; only the anchor can hold WAL back,
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncIterator
 
 import psycopg
 from psycopg_pool import PoolClosed, PoolTimeout
@@ -22,7 +21,7 @@ from rowcast import jitter
 from rowcast.core.entry import Batch
 from rowcast.core.position import Place, Position, format_lsn, parse_lsn
 from rowcast.errors import RowcastError, SetupError, Unavailable
-from rowcast.logs.anchor import Anchor, AnchorKeeper, Pool, epoch_text
+from rowcast.logs.anchor import AnchorKeeper, Pool, epoch_text
 from rowcast.logs.capture import Capture, Routing
 from rowcast.logs.messages import MARK, PREFIX, Messages
 from rowcast.ports import Draft, State
@@ -166,18 +165,30 @@ class PostgresLog:
         """
         pause = FIRST_PAUSE
         self._fresh = True
+        capture, messages = self._capture, self._messages
         while not self._closed:
-            finished = self._capture.finished
+            finished = capture.finished
             try:
-                async with contextlib.aclosing(self._session_batches()) as batches:
-                    async for batch in batches:
-                        yield batch
+                try:
+                    session, reset = await self._begin()
+                    if reset is not None:
+                        yield Batch(self.epoch, [], capture.position, reset=reset)
+                    while True:
+                        payloads, sent = await session.receive()
+                        entries = capture.take(payloads, sent)
+                        if entries is not None:
+                            yield Batch(self.epoch, entries, capture.position)
+                        session.acknowledge(capture.finished)
+                        if session.skipping or messages.refused != self._refused:
+                            self._complain(session)
+                finally:
+                    await self._end()
             except (psycopg.Error, SessionEnded, PoolTimeout, PoolClosed, RowcastError, OSError) as error:
                 if not self._closed:
                     self._down(error)
             if self._closed:
                 return
-            if self._capture.finished > finished:
+            if capture.finished > finished:
                 pause = FIRST_PAUSE
             # Spread out: replicas that reconnect make the server decode from the anchor on.
             await asyncio.sleep(jitter.seconds(0.5 * pause, 1.5 * pause))
@@ -207,32 +218,13 @@ class PostgresLog:
 
     # One session
 
-    async def _session_batches(self) -> AsyncGenerator[Batch]:
-        """Connect, and yield batches until the session ends."""
+    async def _begin(self) -> tuple[WalSession, str | None]:
+        """Connect, copy the anchor and start at our position. Returns the session, and why the log starts anew, if it
+        does."""
         anchor = await self.anchor.ensure()
         session = self._session = await WalSession.connect(
             self._url, name=f"rowcast {self._replica}", timeout=self._wal_sender_timeout
         )
-        try:
-            reset = await self._begin(session, anchor)
-            self._up()
-            if reset is not None:
-                yield Batch(self.epoch, [], self.position, reset=reset)
-            capture = self._capture
-            while True:
-                payloads, sent = await session.receive()
-                entries = capture.take(payloads, sent)
-                if entries is not None:
-                    yield Batch(self.epoch, entries, capture.position)
-                session.acknowledge(capture.finished)
-                self._complain(session)
-        finally:
-            self._session = None
-            self._streaming.clear()
-            await session.close()
-
-    async def _begin(self, session: WalSession, anchor: Anchor) -> str | None:
-        """Copy the anchor and start at our position. Returns why the log starts anew, if it does."""
         identity = await session.identify()
         self.sessions += 1
         name = f"{self.anchor.slot}_{self._replica}_{self.sessions}"
@@ -261,7 +253,15 @@ class PostgresLog:
         self._capture.begin(position)
         await session.start(name, position[0], self._publication)
         self._fresh = False
-        return reset
+        self._up()
+        return session, reset
+
+    async def _end(self) -> None:
+        """Close the session, if there is one."""
+        session, self._session = self._session, None
+        self._streaming.clear()
+        if session is not None:
+            await session.close()
 
     async def _emit(self, prefix: str, content: bytes) -> int:
         """Emit a transactional message; returns its LSN, which is below its commit's."""

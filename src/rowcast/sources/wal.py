@@ -38,11 +38,16 @@ CHUNK_MESSAGES = 512
 CHUNK_BYTES = 256 * 1024
 """What `receive` returns at most, so that a huge transaction is never held whole and the loop gets its turns."""
 
+FEW_MESSAGES = 4
+"""A transaction of a row or two that came alone: `receive` returns so many without another look if the last is its
+Commit."""
+
 COPY_ATTEMPTS = 10
 COPY_PAUSE = 0.05
 """A slot can't be copied while it is being advanced: so often, and with so many seconds between, it is tried."""
 
-_XLOG_DATA = struct.Struct("!cqqq")
+_HEADER = struct.calcsize("!cqqq")
+"""Bytes before the payload of an XLogData message."""
 _KEEPALIVE = struct.Struct("!cqqb")
 _STATUS = struct.Struct("!cqqqqb")
 
@@ -100,6 +105,7 @@ class WalSession:
         self._due = True
         self._interval = min(STATUS_INTERVAL, timeout / 3)
         self._patience = self._interval
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._waiting: asyncio.Future[bool] | None = None
         self._watched = -1
         self._until = 0.0
@@ -107,7 +113,6 @@ class WalSession:
         self._rings = 0.0
         """When the timer is due, by the loop's clock. It can't be asked: for what is due at once uvloop gives a handle
         that does not know."""
-        self._interrupted = ""
         self._over: SessionEnded | None = None
         self.skipping = ""
         """What the server said when it found the publication missing and skipped a change (Postgres 18)."""
@@ -151,9 +156,9 @@ class WalSession:
 
     def interrupt(self, reason: str) -> None:
         """Have `receive` raise `SessionEnded` with this reason, now or when it is called next."""
-        self._interrupted = self._interrupted or reason
-        if self._waiting is not None:
-            _finish(self._waiting, False)
+        if self._over is None:
+            self._over = SessionEnded(reason)
+        self._finish(False)
 
     async def identify(self) -> Identity:
         """IDENTIFY_SYSTEM. Raises psycopg.Error."""
@@ -196,7 +201,10 @@ class WalSession:
         while self._pg.is_busy():
             await self._readable(self._interval)
             self._check()
-            self._consume()
+            try:
+                self._pg.consume_input()
+            except psycopg.Error as error:
+                raise self._failed(error) from None
         result = self._pg.get_result()
         if result is None or result.status != pq.ExecStatus.COPY_BOTH:
             raise _ended(result)
@@ -218,18 +226,22 @@ class WalSession:
         payloads: list[bytes] = []
         sent = size = 0
         came = looked = 0
-        self._check()
+        if self._over is not None:
+            raise self._over
         # Here and not at the end: what was returned last has been dealt with and acknowledged by now.
-        self._answer()
+        now = time.monotonic()
+        if self._asked or self._due or now - self._answered >= self._interval:
+            self._answer(now)
+        pg = self._pg
         try:
+            # No call of ours in here: of a commit that comes alone each function costs as much as what it does.
             while True:
-                length, data = self._get()
+                length, data = pg.get_copy_data(1)
                 if length > 0:
                     message = bytes(data)
                     came += 1
                     if message[0] == 0x77:  # w
-                        self._patience = NUDGE_AFTER
-                        payloads.append(message[_XLOG_DATA.size :])
+                        payloads.append(message[_HEADER:])
                         size += length
                         if len(payloads) >= CHUNK_MESSAGES or size >= CHUNK_BYTES:
                             # More is waiting in libpq's buffer, most likely: others must get their turn all the same.
@@ -239,42 +251,46 @@ class WalSession:
                         # One follows each transaction, as we confirm later than we read: no reason to stop before
                         # the next.
                         _, sent, _, asks = _KEEPALIVE.unpack(message)
-                        self._received = max(self._received, sent)
-                        self._asked = self._asked or bool(asks)
-                elif came and came == looked:
+                        if sent > self._received:
+                            self._received = sent
+                        if asks:
+                            self._asked = True
+                elif length < 0:
+                    raise _ended(pg.get_result())
+                elif came and (came == looked or (0 < len(payloads) <= FEW_MESSAGES and payloads[-1][:1] == b"C")):
                     break
                 elif came:
                     # One more read, without waiting: the server writes each message by itself, and to handle them in
                     # twos and threes costs more than to read them.
                     looked = came
-                    self._check()
-                    self._consume()
+                    pg.consume_input()
                 elif await self._readable(self._patience):
-                    self._check()
-                    self._consume()
+                    if self._over is not None:
+                        raise self._over
+                    pg.consume_input()
                 else:
                     self._patience = min(self._patience * 4, self._interval)
                     self._due = True
                     break
-        except SessionEnded as error:
+        except (psycopg.Error, SessionEnded) as error:
+            ended = error if isinstance(error, SessionEnded) else self._failed(error)
             if not payloads:
-                raise
+                raise ended from None
             # What came before the end counts: the next session might read both at once again, and never get further.
-            self._over = error
-        return Received(payloads, sent)
+            self._over = ended
+        if payloads:
+            self._patience = NUDGE_AFTER
+        return tuple.__new__(Received, (payloads, sent))  # what `Received(...)` does, without its call
 
     # Inside
 
-    def _answer(self) -> None:
-        """Send status when the server asks for it or it is due.
+    def _answer(self, now: float) -> None:
+        """Send status.
 
         What is acknowledged is told as flushed when it has moved on, and else left out. A server that shuts down waits
         until all it sent was flushed, or where that is left out, written (WalSndDone in walsender.c): a reader that
         keeps WAL for later must not make it wait so long.
         """
-        now = time.monotonic()
-        if not (self._asked or self._due or now - self._answered >= self._interval):
-            return
         flushed = self._acknowledged if self._acknowledged > self._told else 0
         written = max(self._received, self._acknowledged)
         moment = time.time_ns() // 1000 - POSTGRES_EPOCH
@@ -287,21 +303,6 @@ class WalSession:
         self._told = self._acknowledged
         self._answered = now
         self._asked = self._due = False
-
-    def _get(self) -> tuple[int, bytes | memoryview]:
-        try:
-            length, data = self._pg.get_copy_data(1)
-        except psycopg.Error as error:
-            raise self._failed(error) from None
-        if length < 0:
-            raise _ended(self._pg.get_result())
-        return length, data
-
-    def _consume(self) -> None:
-        try:
-            self._pg.consume_input()
-        except psycopg.Error as error:
-            raise self._failed(error) from None
 
     def _flush(self) -> None:
         try:
@@ -320,10 +321,12 @@ class WalSession:
         if notice.sqlstate == "55000":
             self.skipping = _line(notice.message_primary or "a change was skipped")
 
-    async def _readable(self, timeout: float) -> bool:
-        """Wait until the socket has something for us; False after `timeout` seconds, or when interrupted."""
-        loop = asyncio.get_running_loop()
-        waiting = self._waiting = loop.create_future()
+    def _readable(self, timeout: float) -> asyncio.Future[bool]:
+        """Done when the socket has something for us; False after `timeout` seconds, or when interrupted."""
+        loop = self._loop
+        if loop is None:
+            loop = self._loop = asyncio.get_running_loop()
+        self._waiting = waiting = loop.create_future()
         if self._watched < 0:
             # It stays watched: to begin and to end that costs uvloop eight system calls, and each commit comes alone.
             self._watched = self._pg.socket
@@ -331,11 +334,7 @@ class WalSession:
         self._until = loop.time() + timeout
         if self._timer is None or self._rings > self._until:
             self._set_timer(loop)
-        try:
-            readable: bool = await waiting
-            return readable
-        finally:
-            self._waiting = None
+        return waiting
 
     def _set_timer(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._timer is not None:
@@ -345,21 +344,26 @@ class WalSession:
 
     def _timed_out(self) -> None:
         """The wait is over, or another one has begun since: one timer serves many waits, of which most are short."""
-        loop = asyncio.get_running_loop()
         self._timer = None
-        if self._waiting is None:
+        if self._waiting is None or self._waiting.done():
             return
+        loop = asyncio.get_running_loop()
         if loop.time() < self._until:
             self._set_timer(loop)
         else:
-            _finish(self._waiting, False)
+            self._finish(False)
 
     def _arrived(self) -> None:
         """The socket has something. While nobody waits it is not watched, or the loop would turn without end."""
-        if self._waiting is None:
+        waiting = self._waiting
+        if waiting is None or waiting.done():
             self._unwatch()
         else:
-            _finish(self._waiting, True)
+            waiting.set_result(True)
+
+    def _finish(self, readable: bool) -> None:
+        if self._waiting is not None and not self._waiting.done():
+            self._waiting.set_result(readable)
 
     def _unwatch(self) -> None:
         """Stop polling the socket. Once only: its number may be another's by the second time."""
@@ -370,13 +374,6 @@ class WalSession:
     def _check(self) -> None:
         if self._over is not None:
             raise self._over
-        if self._interrupted:
-            raise SessionEnded(self._interrupted)
-
-
-def _finish(waiting: asyncio.Future[bool], readable: bool) -> None:
-    if not waiting.done():
-        waiting.set_result(readable)
 
 
 def _ended(result: pq.abc.PGresult | None) -> SessionEnded:

@@ -6,10 +6,11 @@ import socket
 import struct
 from typing import Any
 
+import pytest
 import uvloop
 
 from rowcast.sources import wal
-from rowcast.sources.wal import WalSession
+from rowcast.sources.wal import SessionEnded, WalSession
 
 
 class Connection:
@@ -72,6 +73,22 @@ async def test_one_more_read_is_taken_along() -> None:
     assert await one.receive() == ([b"B", b"I", b"C"], 0)
 
 
+async def test_a_small_transaction_that_came_alone_is_returned_without_another_look() -> None:
+    one, connection = session([data(b"B"), data(b"I"), data(b"C"), keepalive(9)], [data(b"B2")])
+    assert await one.receive() == ([b"B", b"I", b"C"], 9)
+    connection.consume_input()
+    assert await one.receive() == ([b"B2"], 0)
+
+
+async def test_an_interruption_ends_what_is_received_next_with_its_reason() -> None:
+    one, _ = session([data(b"B")])
+    one.interrupt("first")
+    one.interrupt("second")
+    for _ in range(2):
+        with pytest.raises(SessionEnded, match="first"):
+            await one.receive()
+
+
 async def test_a_chunk_is_bounded() -> None:
     one, _ = session([*(data(b"%d" % number) for number in range(wal.CHUNK_MESSAGES + 3)), keepalive(9)])
     first = await one.receive()
@@ -89,9 +106,7 @@ def test_a_wait_that_is_over_at_once_leaves_a_timer_that_serves_the_next() -> No
             connection.socket = ours.fileno()  # type: ignore[attr-defined]
             try:
                 for timeout in (0.0, 1.0):
-                    waiting = one._readable(timeout)
-                    waiting.send(None)
-                    waiting.close()
+                    one._readable(timeout).cancel()
             finally:
                 one._unwatch()
         assert one._timer is not None
