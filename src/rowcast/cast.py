@@ -375,17 +375,18 @@ class Rowcast:
         return pending.keep(draft)
 
     async def _publish(self, draft: Draft) -> Position:
-        with contextlib.nullcontext() if self.traces is None else self.traces.publishing() as span:
-            if span is not None and draft.form == "data":
-                draft = msgspec.structs.replace(draft, trace=span.traceparent)
-            try:
+        try:
+            if self.traces is None:
+                return await self.log.append(draft)
+            with self.traces.publishing() as span:
+                if draft.form == "data":
+                    draft = msgspec.structs.replace(draft, trace=span.traceparent)
                 position = await self.log.append(draft)
-            except Unavailable:
-                self.append_failures += 1
-                raise
-            if span is not None:
                 span.published(position)
-            return position
+                return position
+        except Unavailable:
+            self.append_failures += 1
+            raise
 
     def _not_running(self, what: str) -> None:
         if self._replica is not None:

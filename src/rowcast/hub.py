@@ -233,14 +233,15 @@ class Hub:
             else:
                 for entry in part:
                     self.handle_entry(entry)
-        self.snapshots.note(entries)
         self.wire.head = max(self.wire.head, batch.head)
+        # As soon as whoever gets full can be told where it is: the rest can wait for the write, and not the other way.
+        self._writing.hurry()
+        self.snapshots.note(entries)
         if self.absent is not None:
             self.absent.settle(self.wire.head)
         self.settle()
         self.joins.mind(self.subscriptions.recent)
         self._moved.set()
-        self._writing.hurry()
 
     def _handle_run(self, run: Run) -> None:
         """Dispatch a run. Of entries that nobody here listens to no object is made, and nothing is called."""

@@ -193,6 +193,8 @@ class Subscriptions:
 
     def settle(self, head: Place) -> list[TopicChange]:
         """The users who became exact since the hub passed `head`."""
+        if not self._settling:
+            return []
         done = [user for user in self._settling if (after := self._users[user].after) is not None and after <= head]
         for user in done:
             state = self._users[user]
