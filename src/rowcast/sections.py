@@ -61,6 +61,7 @@ class Server(Section):
     tls_cert: str = ""
     tls_key: str = ""
     http2: bool = False
+    huge_pages: bool = True
     traces: bool = False
     log_format: Format = "text"
     log_level: Level = "info"

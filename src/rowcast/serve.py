@@ -28,6 +28,7 @@ from starlette.applications import Starlette
 from starlette.routing import BaseRoute, Mount
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from rowcast import huge_pages
 from rowcast.cast import Rowcast
 from rowcast.drain import Drain
 from rowcast.errors import ConfigError, SetupError
@@ -197,6 +198,7 @@ class Server(uvicorn.Server):
         self._casts = casts
         self._loop: asyncio.AbstractEventLoop
         self._task: asyncio.Task[None] | None = None
+        self._packing: asyncio.Task[None] | None = None
         self.failure: BaseException | None = None
         """What made us end without a signal."""
         for cast in casts:
@@ -211,6 +213,8 @@ class Server(uvicorn.Server):
             await super().serve(sockets)
         finally:
             reloading.cancel()
+            if self._packing is not None:
+                self._packing.cancel()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start the application, listen, and say so."""
@@ -225,6 +229,8 @@ class Server(uvicorn.Server):
             gc.collect()
             gc.freeze()
             gc.set_threshold(*GC_THRESHOLDS)
+            if all(cast.config.server.huge_pages for cast in self._casts):
+                self._packing = asyncio.create_task(huge_pages.run())
             for drain in self._drains():
                 drain.port_closes = self._close_port
             self._on_ready()

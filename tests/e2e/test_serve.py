@@ -20,6 +20,7 @@ import httpx
 import psycopg
 import pytest
 
+from rowcast import huge_pages
 from rowcast.auth.jwt import mint
 from rowcast.config import Config
 from rowcast.testing.server import RowcastServer
@@ -393,3 +394,27 @@ def test_slot_status_and_drop(start: Start, tmp_path: Path, database: str) -> No
 def test_a_replica_under_its_test_fixture_names_itself(tmp_path: Path) -> None:
     with RowcastServer(CONFIG, name="r7") as server:
         assert httpx.get(f"{server.url}/healthz").headers["x-rowcast-replica"] == "r7"
+
+
+async def test_its_memory_goes_onto_huge_pages_where_there_are_any() -> None:
+    possible = huge_pages.collapse() > 0
+    with RowcastServer(CONFIG) as server:
+        async with asyncio.timeout(30):
+            while possible and not _huge(server.pid):
+                await asyncio.sleep(0.1)
+
+
+async def test_its_memory_stays_where_it_is_when_that_is_wanted() -> None:
+    possible = huge_pages.collapse() > 0
+    with RowcastServer(CONFIG, environment={"ROWCAST_SERVER_HUGE_PAGES": "false"}) as server:
+        before = _huge(server.pid)  # of a kernel that does it of its own accord
+        with RowcastServer(CONFIG) as other:
+            async with asyncio.timeout(30):
+                while possible and not _huge(other.pid):
+                    await asyncio.sleep(0.1)
+        assert _huge(server.pid) == before
+
+
+def _huge(pid: int) -> int:
+    match = re.search(r"AnonHugePages: +(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text())
+    return int(match[1]) if match else 0
