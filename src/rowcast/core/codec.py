@@ -1,9 +1,9 @@
 """Entries as bytes, and back: what a log that is not in this process keeps.
 
 The bytes are MessagePack: `[version, [[entries, run], …]]`. An entry is an array. A run (nil where there is none) is
-what follows them: DATA entries in columns, `[topics, keys or nil, majors, minors, xids, times, sizes, payloads]`, of
-which topics and keys are arrays of texts and the numbers are little-endian, 8 bytes each, of xids and sizes 4: a
-replica reads hundreds of entries as fast as it would read some.
+what follows them: DATA entries, unless there is but one, in columns, `[topics, keys or nil, majors, minors, xids,
+times, sizes, payloads]`, of which topics and keys are arrays of texts and the numbers are little-endian, 8 bytes each,
+of xids and sizes 4: a replica reads hundreds of entries as fast as it would read some.
 
 The payload of a DATA or SWEEP entry is encoded by whoever appends it, once for all replicas, and comes back as an
 `EncodedBody`. The values of a ROW entry come back equal, and of the same types: subscription rules compare them with
@@ -17,7 +17,7 @@ from __future__ import annotations
 import itertools
 import sys
 from array import array
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from decimal import Decimal
 from typing import Any, Literal
 
@@ -67,8 +67,11 @@ class _Columns(msgspec.Struct, array_like=True, gc=False):
     data: bytes
 
 
-def encode(entries: Iterable[Entry], limit: int) -> bytes:
+def encode(entries: Sequence[Entry], limit: int) -> bytes:
     """Entries as bytes. `limit` is `max_event` in bytes: see `entry.Body.encode`."""
+    if len(entries) == 1:
+        # Where commits come one by one. Columns of one row would cost whoever writes and reads them more.
+        return _pack([VERSION, [([_flat(entries[0], limit)], None)]])
     parts: list[tuple[list[tuple[Any, ...]], _Columns | None]] = []
     flat: list[tuple[Any, ...]] = []
     for alike, group in itertools.groupby(entries, _alike):
