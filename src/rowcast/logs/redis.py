@@ -167,7 +167,8 @@ class RedisLog:
                     yield start
                 if begun:
                     items = await self._store.read(cursor.place)
-                    self._up(cursor.incarnation)
+                    if not self._state.ok:
+                        self._up(cursor.incarnation)
                     for item in items:
                         if item.incarnation != cursor.incarnation:
                             begun = False
@@ -177,7 +178,8 @@ class RedisLog:
                         self._passed(item)
                     if not items and cursor.lost(await self._store.head()):
                         begun = False
-                    await self._trim()
+                    if abs(time.time() - self._trimmed) >= TRIM_INTERVAL:
+                        await self._trim()
                     pause = FIRST_PAUSE
                     continue
             except (Unavailable, DecodeError) as error:
@@ -243,13 +245,12 @@ class RedisLog:
 
     async def _trim(self) -> None:
         now = time.time()
-        if abs(now - self._trimmed) >= TRIM_INTERVAL:
-            # Spread out: every replica does it, since none is sure to be there.
-            self._trimmed = now + jitter.seconds(0.0, TRIM_INTERVAL)
-            await self._store.ping()
-            oldest = self._kept.trim(now)
-            if oldest is not None:
-                await self._store.trim(oldest)
+        # Spread out: every replica does it, since none is sure to be there.
+        self._trimmed = now + jitter.seconds(0.0, TRIM_INTERVAL)
+        await self._store.ping()
+        oldest = self._kept.trim(now)
+        if oldest is not None:
+            await self._store.trim(oldest)
 
     # State
 

@@ -22,6 +22,9 @@ from rowcast.errors import DecodeError
 
 _LARGEST = (1 << 64) - 1
 
+_FIELDS = [b"i", b"w", b"p", b"b", b"t", b"c"]
+"""The names in an item of a batch, in the order in which redis_scripts/append.lua writes them."""
+
 ITEM_OVERHEAD = 150
 """Bytes that Redis needs for an item besides its entries."""
 
@@ -56,17 +59,32 @@ class Item(NamedTuple):
 
     @classmethod
     def parse(cls, name: bytes, fields: Mapping[bytes, bytes]) -> Item:
-        """An item as Redis returns it: its id and its fields. Raises `DecodeError` when it is none of ours."""
+        """An item as redis-py returns it: its id and its fields. Raises `DecodeError` when it is none of ours."""
+        return cls.of(name, [part for field in fields.items() for part in field])
+
+    @classmethod
+    def of(cls, name: bytes, parts: list[bytes]) -> Item:
+        """An item as Redis returns it: its id, and names and values in turn. Raises `DecodeError` likewise."""
+        nonce = ""
         try:
+            if parts[::2] == _FIELDS:
+                # As append.lua writes it: one of these comes with each commit.
+                _, incarnation, _, wal, _, pub, _, data, _, moment, _, size = parts
+            else:
+                fields = dict(zip(parts[::2], parts[1::2], strict=True))
+                incarnation, wal, pub, data, moment, size = [fields[field] for field in _FIELDS]
+                nonce = fields.get(b"n", b"").decode()
+            major, minor = name.split(b"-")
+            wal_major, wal_minor = wal.split(b"-")
             return cls(
-                parse_place(name),
-                fields[b"i"].decode(),
-                parse_place(fields[b"w"]),
-                fields[b"p"].decode(),
-                fields.get(b"n", b"").decode(),
-                fields[b"b"],
-                int(fields[b"t"]) / 1000,
-                int(fields[b"c"]),
+                (int(major), int(minor)),
+                incarnation.decode(),
+                (int(wal_major), int(wal_minor)),
+                pub.decode(),
+                nonce,
+                data,
+                int(moment) / 1000,
+                int(size),
             )
         except (KeyError, ValueError) as error:
             raise DecodeError(

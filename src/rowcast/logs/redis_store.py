@@ -3,11 +3,16 @@
 All keys lie in one slot of a cluster: they have the stream's name for their hash tag.
 
 Nothing is sent twice by the client itself: a script whose answer was lost may have run.
+
+The two commands of each commit, the leader's append and the read of every replica's tail, go over lines of their own
+(`redis_line`). What a server refuses there it did not do: it is asked again as everything else is, by way of redis-py's
+client, which knows how to load scripts, to follow redirections and to find a new primary.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -16,6 +21,7 @@ from functools import partial
 from importlib.resources import files
 from typing import Any, NamedTuple
 
+import hiredis
 from redis.asyncio import Redis
 from redis.exceptions import (
     AuthenticationError,
@@ -32,6 +38,7 @@ from rowcast.core.position import Place
 from rowcast.errors import ConfigError, Unavailable
 from rowcast.logs.redis_client import FollowingPool, asked, connect
 from rowcast.logs.redis_cursor import Head, Item, format_place, parse_place
+from rowcast.logs.redis_line import Declined, Line
 
 STREAM = "rowcast:log"
 HEAD = "{rowcast:log}:head"
@@ -52,6 +59,8 @@ READ_ITEMS = 16
 
 RANGE_ITEMS = 4
 """Items read back at once: with batches of 512 entries, about 300 kB."""
+
+_pack: Callable[[tuple[str | int | bytes, ...]], bytes] = hiredis.pack_command  # type: ignore[assignment]
 
 _HEAD_FIELDS = ("inc", "wal", "top", "pub", "db")
 
@@ -96,6 +105,10 @@ class RedisStore:
         self._keys = [STREAM, HEAD]
         self._append = self._redis.register_script(_script("append"))
         self._publish = self._redis.register_script(_script("publish"))
+        self._appending = Line(self._redis, TIMEOUT)
+        self._reading = Line(self._redis, TIMEOUT)
+        self._ahead: Place | None = None
+        """The place after which the read begins that was sent already."""
         self._renew = self._redis.register_script(_script("renew"))
         self._mark = self._redis.register_script(_script("mark"))
         self._wanted = replicas
@@ -109,6 +122,8 @@ class RedisStore:
 
     async def close(self) -> None:
         """Close every connection."""
+        await self._appending.close()
+        await self._reading.close()
         await self._redis.aclose()
 
     async def ping(self) -> None:
@@ -143,12 +158,41 @@ class RedisStore:
 
     async def read(self, after: Place) -> list[Item]:
         """The next items, at most READ_ITEMS; none when none came in time."""
-        async with _asking():
-            found: Any = await asked(
-                self._redis,
-                lambda redis: redis.xread({STREAM: format_place(after)}, count=READ_ITEMS, block=self._block or None),
-            )
-        return [Item.parse(name, fields) for _, items in found for name, fields in items]
+        line, ahead, self._ahead = self._reading, self._ahead, None
+        if ahead is not None and ahead != after:
+            line.drop()
+        found: Any
+        try:
+            if (ahead == after and line.connected) or line.send(command := self._xread(after)):
+                found = await line.answer()
+            else:
+                found = await _connected(line, command)
+        except RedisError as error:
+            raise _explained(error) from error
+        except Declined:
+            async with _asking():
+                found = await asked(
+                    self._redis,
+                    lambda redis: redis.xread(
+                        {STREAM: format_place(after)}, count=READ_ITEMS, block=self._block or None
+                    ),
+                )
+            return [Item.parse(name, fields) for _, items in found for name, fields in items]
+        if not found:
+            return []
+        items = [Item.of(name, fields) for name, fields in found[0][1]]
+        if len(items) == READ_ITEMS:
+            # There is more, most likely: the server can look for it while these are handled.
+            ahead = items[-1].place
+            with contextlib.suppress(Declined):
+                self._ahead = ahead if line.send(self._xread(ahead)) else None
+        return items
+
+    def _xread(self, after: Place) -> bytes:
+        place = f"{after[0]}-{after[1]}"
+        if self._block:
+            return _pack(("XREAD", "COUNT", READ_ITEMS, "BLOCK", self._block, "STREAMS", STREAM, place))
+        return _pack(("XREAD", "COUNT", READ_ITEMS, "STREAMS", STREAM, place))
 
     async def range(self, after: Place) -> list[Item]:
         """The next items that the stream holds now, at most RANGE_ITEMS."""
@@ -162,16 +206,18 @@ class RedisStore:
         self, incarnation: str, before: Place, last: Place, data: bytes, *, count: int, now: float
     ) -> Answer:
         """Append a batch of the WAL's entries; see redis_scripts/append.lua."""
-        arguments: list[bytes | str | int] = [
-            incarnation,
-            format_place(before),
-            format_place(last),
-            data,
-            round(now * 1000),
-            count,
-        ]
-        async with _asking():
-            return _answer(await asked(self._redis, lambda redis: self._append(self._keys, arguments, client=redis)))
+        line = self._appending
+        places = f"{before[0]}-{before[1]}", f"{last[0]}-{last[1]}"
+        arguments = (incarnation, *places, data, round(now * 1000), count)
+        command = _pack(("EVALSHA", self._append.sha, 2, STREAM, HEAD, *arguments))
+        try:
+            answer = await line.answer() if line.send(command) else await _connected(line, command)
+        except RedisError as error:
+            raise _explained(error) from error
+        except Declined:
+            async with _asking():
+                answer = await asked(self._redis, lambda redis: self._append(self._keys, arguments, client=redis))
+        return _answer(answer)
 
     async def publish(self, nonce: str, data: bytes, *, now: float, once: str = "", remember: float = 3600.0) -> Answer:
         """Append one published entry; see redis_scripts/publish.lua.
@@ -248,6 +294,14 @@ async def _secured(redis: Redis, awaited: int, write: Callable[..., Awaitable[An
         return await _secured(one, awaited, write)
 
 
+async def _connected(line: Line, command: bytes) -> Any:
+    """Connect a line, and ask over it. Raises as the store does, and `Declined`."""
+    async with _asking():
+        await line.connect()
+        line.send(command)
+        return await line.answer()
+
+
 @asynccontextmanager
 async def _asking() -> AsyncIterator[None]:
     failure: Exception | None = None
@@ -295,8 +349,8 @@ def _head(fields: Any) -> Head | None:
 
 
 def _answer(answer: list[bytes]) -> Answer:
-    code, detail = (part.decode() for part in answer)
-    return Answer(code, detail)
+    code, detail = answer
+    return Answer(code.decode(), detail.decode())
 
 
 def _digest(name: str) -> str:
