@@ -61,9 +61,11 @@ class Run(NamedTuple):
 
 
 def opened(server: Server, shape: Shape) -> Load:
-    """The load generator with all streams open."""
+    """The load generator with all streams open, for as long as the server needs to settle."""
     lines = [server.request(n, shape.topics_of(n)) for n in range(shape.streams)]
-    return Load([server.url], lines, shape.streams, mark=server.mark)
+    load = Load([server.url], lines, shape.streams, mark=server.mark)
+    time.sleep(server.settles)
+    return load
 
 
 def offer(server: Server, load: Load, shape: Shape, deliveries: float, seconds: float) -> Run:
@@ -221,6 +223,7 @@ def private(runs: int, seconds: float) -> list[str]:
                 with kind() as server:
                     requests = [server.request(n, [0, 1 + n]) for n in range(5_000)]
                     with Load([server.url], requests, 5_000, mark=server.mark) as load:
+                        time.sleep(server.settles)
                         load.zero()
                         server.publish(100, seconds, topics=5_000, first=1, group=1)
                         server.publish(offered / 5_000, seconds, group=0)

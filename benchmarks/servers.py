@@ -17,6 +17,7 @@ import jwt
 
 from benchmarks import processes
 from benchmarks.peers import pacing
+from rowcast import huge_pages
 
 PEERS = Path(__file__).parent / "peers"
 ROOT = Path(__file__).parent.parent
@@ -28,6 +29,8 @@ class Server:
 
     name: ClassVar[str]
     mark: ClassVar[str] = "\r\n\r\n"
+    settles: ClassVar[float] = 0.0
+    """Seconds that its streams must be open before they cost what they cost from then on."""
 
     def __init__(self) -> None:
         self.url = ""
@@ -119,6 +122,7 @@ class Rowcast(Server):
 
     name = "rowcast"
     mark = "rowcast.ready"
+    settles = huge_pages.INTERVAL + 1
 
     def __init__(self, workers: int = 1, **more: str) -> None:
         super().__init__()

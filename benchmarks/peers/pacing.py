@@ -41,4 +41,5 @@ async def run(query: Mapping[str, str], publish: Publish) -> None:
             done = batch.stop
         if elapsed >= seconds:
             return
-        await asyncio.sleep(0.001)
+        # Not sooner than there is something to do, or what is rare would cost less than the waiting for it.
+        await asyncio.sleep(max(0.001, min((done + 1) / rate, seconds) - (time.monotonic() - began)))
