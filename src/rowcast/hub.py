@@ -184,14 +184,18 @@ class Hub:
 
     async def run(self) -> None:
         """Tail the log until it is closed."""
-        turn = time.perf_counter()
+        turn = done = time.perf_counter()
         async for batch in self.log.tail():
+            now = time.perf_counter()
+            if now - done >= TURN:  # the log had us wait, and the loop its turns
+                turn = now
             self.handle(batch)
-            if batch.entries and time.perf_counter() - turn >= TURN:
+            done = time.perf_counter()
+            if batch.entries and done - turn >= TURN:
                 # A log that has many batches at hand need not wait between two of them; the flush must have its turn.
                 # After each batch would be too often: beside a round of the flush a turn takes milliseconds.
                 await asyncio.sleep(0)
-                turn = time.perf_counter()
+                turn = done = time.perf_counter()
 
     async def warm_up(self) -> None:
         """Wait until everything that was committed before this call has been dispatched into the ring."""
