@@ -280,10 +280,10 @@ async def calls(work: Callable[[], Awaitable[Any]], times: int) -> float:
     return sum(count for count in counts.values() if count >= times) / times
 
 
-async def test_to_append_and_to_read_in_calls(store: RedisStore, anyio_backend: tuple[str, dict[str, bool]]) -> None:
+# Of asyncio's own loop, what it does in Python would be counted, too.
+@pytest.mark.parametrize("anyio_backend", [("asyncio", {"use_uvloop": True})], ids=["uvloop"])
+async def test_to_append_and_to_read_in_calls(store: RedisStore) -> None:
     """A commit that comes alone is handled with cold caches: there it is the calls that cost."""
-    if not anyio_backend[1]["use_uvloop"]:
-        pytest.skip("what asyncio does in Python would be counted, too")
     assert await append(store, (1, 0), (2, 0)) == "OK"
     assert len(await store.read((1, 0))) == 1
 
@@ -296,3 +296,22 @@ async def test_to_append_and_to_read_in_calls(store: RedisStore, anyio_backend: 
     # Of `append` and `read` each: the store's, `send`, `answer` and `data_received`, of which two are resumed when the
     # answer has come; and what packs the one command and reads the answers.
     assert await calls(commits, 200) <= 16
+
+
+async def test_a_connection_that_ends_as_it_is_made_is_no_more_than_that(
+    store: RedisStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connecting = Line.connect
+
+    async def connect_and_lose(line: Line) -> None:
+        await connecting(line)
+        line.drop()
+
+    monkeypatch.setattr(Line, "connect", connect_and_lose)
+    with pytest.raises(Unavailable, match="as soon as it was there"):
+        await append(store, (1, 0), (2, 0))
+    with pytest.raises(Unavailable, match="as soon as it was there"):
+        await store.read(ORIGIN)
+    monkeypatch.undo()
+    assert await append(store, (1, 0), (2, 0)) == "OK"
+    assert [item.place for item in await patiently(store, ORIGIN)] == [(2, 0)]

@@ -33,6 +33,7 @@ from redis.exceptions import (
     RedisError,
     ResponseError,
 )
+from redis.exceptions import ConnectionError as Unreachable
 
 from rowcast.core.position import Place
 from rowcast.errors import ConfigError, Unavailable
@@ -298,7 +299,8 @@ async def _connected(line: Line, command: bytes) -> Any:
     """Connect a line, and ask over it. Raises as the store does, and `Declined`."""
     async with _asking():
         await line.connect()
-        line.send(command)
+        if not line.send(command):
+            raise Unreachable("Connection closed by server as soon as it was there.")
         return await line.answer()
 
 
