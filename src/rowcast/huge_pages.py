@@ -36,6 +36,10 @@ _STATM = Path("/proc/self/statm")
 
 _COLLAPSE = 25  # MADV_COLLAPSE in linux/mman.h; the module mmap has no name for it
 
+# There is no such page left; the control group may have no more (madvise_collapse_errno in mm/khugepaged.c). Each
+# further try would look for one again, and take what is in the page cache for it.
+_NO_MORE = (errno.ENOMEM, errno.EBUSY)
+
 # Memory of this process alone that is no file's: the heap, and what allocators got beside it.
 _MAPPING = re.compile(r"([0-9a-f]+)-([0-9a-f]+) rw-p \S+ \S+ 0 *(\[heap\]|\[anon.*)?$")
 
@@ -73,8 +77,8 @@ def collapse() -> int:
             continue
         if not libc.madvise(address, size, _COLLAPSE):
             done += size
-        elif ctypes.get_errno() == errno.ENOMEM:
-            break  # there is no such page left, or the control group may have no more
+        elif ctypes.get_errno() in _NO_MORE:
+            break
     return done
 
 
