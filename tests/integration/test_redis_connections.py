@@ -8,9 +8,11 @@ import re
 import socket
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
+import redis
 from redis.crc import key_slot
 
 from rowcast import Rowcast
@@ -21,7 +23,7 @@ from rowcast.logs.redis_store import HEAD, STREAM, RedisStore
 from rowcast.testing.certificates import Authority
 from rowcast.testing.local import LocalStream
 from rowcast.testing.valkey import ValkeyServer
-from rowcast.testing.valkey_groups import SentinelGroup, ValkeyCluster
+from rowcast.testing.valkey_groups import SentinelGroup, ValkeyCluster, until
 
 SECRET = "0123456789abcdef0123456789abcdef"
 REDIS = Path("/usr/bin/redis-server")
@@ -185,6 +187,43 @@ async def test_sentinel_makes_another_server_the_primary(database: str) -> None:
                     await asyncio.sleep(0.05)
             assert verdict.remaining == 119
             await limiter.close()
+
+
+def commanded(port: int, *command: str | int) -> Any:
+    with contextlib.closing(redis.Redis(port=port, socket_timeout=10)) as client:
+        return client.execute_command(*command)
+
+
+def clients(server: ValkeyServer) -> int:
+    """How many of our connections lead there."""
+    with contextlib.closing(server.client()) as client:
+        return sum(one["name"] == "rowcast" for one in client.client_list())
+
+
+async def test_no_connection_stays_with_a_primary_that_is_cut_off() -> None:
+    """Also where newer ones lead to the new primary already: some are kept for as long as they work."""
+    with SentinelGroup(1, 1, down_after=60) as group:
+        old, new = group.servers
+        sentinel = group.ports[0]
+        store = RedisStore(group.url, block=0.1)
+        await store.renew("", "a", (1, 0), "")
+        assert (await store.append("a", (1, 0), (2, 0), b"x", count=1, now=1.0)).code == "OK"
+        assert len(await store.read((1, 0))) == 1
+        until(lambda: commanded(new.port, "XLEN", STREAM) == 1, "a replica that has it")
+        # What the sentinels decide where they don't reach the primary, which we still do.
+        commanded(new.port, "REPLICAOF", "NO", "ONE")
+        commanded(sentinel, "SENTINEL", "REMOVE", group.SERVICE)
+        commanded(sentinel, "SENTINEL", "MONITOR", group.SERVICE, "127.0.0.1", new.port, 1)
+        before = clients(new)
+        await asyncio.gather(*(store.head() for _ in range(3)))
+        assert clients(new) > before
+        await store.ping()
+        assert clients(old) == 0
+        assert (await store.append("a", (2, 0), (3, 0), b"y", count=1, now=1.0)).code == "OK"
+        assert [item.place for item in await store.read((2, 0))] == [(3, 0)]
+        assert commanded(new.port, "XLEN", STREAM) == 2
+        assert commanded(old.port, "XLEN", STREAM) == 1
+        await store.close()
 
 
 # TLS

@@ -134,15 +134,21 @@ class FollowingPool(ConnectionPool):
         await self.disconnect(inuse_connections=True)
 
     async def follow(self) -> bool:
-        """Ask whether the keys are elsewhere by now, and give up the connections if so.
+        """Ask where the keys are by now, and give up the connections that lead elsewhere. Returns whether there were
+        any.
 
-        A primary that was cut off from its sentinels does not say that it is none any more.
+        A primary that was cut off from its sentinels does not say that it is none any more. Not only the last one that
+        was made is looked at: some are kept by one user for as long as they work.
         """
-        address = self.address
-        if address is None or await self.locator.locate() == address:
+        if self.address is None:
+            return False
+        address = await self.locator.locate()
+        connections: list[Any] = [*self._available_connections, *self._in_use_connections]
+        astray = [one for one in connections if one.is_connected and (one.host, one.port) != address]
+        if not astray:
             return False
         logger.warning("redis_moved", "the Redis that has the log is another one now")
-        await self.forget()
+        await asyncio.gather(*(one.disconnect() for one in astray), return_exceptions=True)
         return True
 
 
