@@ -588,3 +588,15 @@ async def test_whoever_takes_over_reads_on_from_the_end_of_the_log(
             assert numbers(stream) == [51, 52, 53]
         assert started[-1] >= seen[0]
         assert admin.execute(query).fetchone() == confirmed
+
+
+async def test_its_own_end_is_no_trouble_of_the_log(
+    items: str, valkey: ValkeyServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with running(items, valkey) as cast:
+        await cast.publish("t", {"n": 1})
+        caplog.clear()
+        log = log_of(cast)
+        await log.close()
+        await asyncio.sleep(0)
+    assert not [record.message for record in caplog.records if record.levelname == "WARNING"]

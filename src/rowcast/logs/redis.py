@@ -183,6 +183,8 @@ class RedisLog:
                     pause = FIRST_PAUSE
                     continue
             except (Unavailable, DecodeError) as error:
+                if self._closed:
+                    return
                 self._down(str(error))
             if self._leading is not None and self._leading.done() and not self._closed:
                 self._leading.result()
