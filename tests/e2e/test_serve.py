@@ -221,10 +221,12 @@ def test_a_signal_during_the_start_gives_it_up(start: Start, tmp_path: Path) -> 
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         (tmp_path / "rowcast.toml").write_text(
-            f'{CONFIG}\n[postgres]\nurl = "postgresql://x@127.0.0.1:{silent.getsockname()[1]}/x"\n'
+            f'{CONFIG}\n[postgres]\nurl = "postgresql://ours@127.0.0.1:{silent.getsockname()[1]}/x?sslmode=disable"\n'
         )
         command = start("serve", "--port", "0")
-        silent.accept()
+        connection, _ = silent.accept()
+        while b"user\0ours" not in connection.recv(1000):  # somebody looks for who had the port before
+            connection, _ = silent.accept()
         assert command.end(signal.SIGTERM, timeout=8) == 0
     assert command.out == []
     assert "Traceback" not in "\n".join(command.err)
