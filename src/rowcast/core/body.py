@@ -228,17 +228,14 @@ class ChangeBody(msgspec.Struct, gc=False, eq=False):
         return self._event(_encode(kept), cut=True, unchanged=whole)
 
 
-class PublishBody:
+class PublishBody(msgspec.Struct, gc=False, eq=False):
     """Published data: `{"topic": …, "data": …}`, with `"key"` if one was given. `data` is JSON text. `trace` is the
     `traceparent` of whoever published it, for `metadata` ("": there is none)."""
 
-    __slots__ = ("_data", "_key", "_topic", "_trace")
-
-    def __init__(self, topic: str, data: bytes, key: str | None = None, trace: str = "") -> None:
-        self._trace = trace
-        self._topic = topic
-        self._data = data
-        self._key = key
+    _topic: str
+    _data: bytes
+    _key: str | None = None
+    _trace: str = ""
 
     @property
     def size(self) -> int:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import json
 from typing import Any
 
@@ -259,3 +260,8 @@ def test_size_counts_what_is_held() -> None:
     large = body(change("insert", (b"1", b"x" * 1000, None, None, None)), "t").size
     assert large - small == 2000
     assert PublishBody("t", b"x" * 1000).size - PublishBody("t", b"").size == 2000
+
+
+def test_published_data_are_nothing_for_the_garbage_collector() -> None:
+    """The ring holds hundreds of thousands."""
+    assert not gc.is_tracked(PublishBody("t", b"1", "k"))
