@@ -61,9 +61,13 @@ class Run(NamedTuple):
 
 
 def opened(server: Server, shape: Shape) -> Load:
-    """The load generator with all streams open, for as long as the server needs to settle."""
-    lines = [server.request(n, shape.topics_of(n)) for n in range(shape.streams)]
-    load = Load([server.url], lines, shape.streams, mark=server.mark)
+    """The load generator with all streams of a shape open."""
+    return settled(server, [server.request(n, shape.topics_of(n)) for n in range(shape.streams)])
+
+
+def settled(server: Server, requests: list[str]) -> Load:
+    """The load generator with a stream open for each request, for as long as the server needs to settle."""
+    load = Load([server.url], requests, len(requests), mark=server.mark)
     time.sleep(server.settles)
     return load
 
@@ -222,8 +226,7 @@ def private(runs: int, seconds: float) -> list[str]:
             for _ in range(runs):
                 with kind() as server:
                     requests = [server.request(n, [0, 1 + n]) for n in range(5_000)]
-                    with Load([server.url], requests, 5_000, mark=server.mark) as load:
-                        time.sleep(server.settles)
+                    with settled(server, requests) as load:
                         load.zero()
                         server.publish(100, seconds, topics=5_000, first=1, group=1)
                         server.publish(offered / 5_000, seconds, group=0)

@@ -163,6 +163,14 @@ def connect(runs: int, seconds: float) -> list[str]:
 
 def growth(runs: int, seconds: float) -> list[str]:
     """CPU per delivery at more streams and more topics: rarely, each event a write of its own, and often."""
+    shapes = (
+        (Shape(1_000), 0),
+        (Shape(5_000), 0),
+        (Shape(19_000), 0),
+        (Shape(5_000, 10, 2), 0),
+        (Shape(5_000, 1_000, 20), 0),
+        (Shape(5_000, 1_000, 20), 20),
+    )
     out = []
     for each, what in ((4.0, "each delivery a write of its own"), (40.0, "frames merge where there is load")):
         out += [
@@ -171,14 +179,6 @@ def growth(runs: int, seconds: float) -> list[str]:
             "| streams | topics with events | of each stream | topics in all | CPU µs a delivery | p99 ms |",
             "|---|---|---|---|---|---|",
         ]
-        shapes = (
-            (Shape(1_000), 0),
-            (Shape(5_000), 0),
-            (Shape(19_000), 0),
-            (Shape(5_000, 10, 2), 0),
-            (Shape(5_000, 1_000, 20), 0),
-            (Shape(5_000, 1_000, 20), 20),
-        )
         for shape, own in shapes:
             found = [_grown(shape, own, each, seconds) for _ in range(runs)]
             cpu = statistics.median(run.cpu for run in found)
@@ -198,7 +198,6 @@ def _grown(shape: Shape, own: int, each: float, seconds: float) -> fanout.Run:
             server.request(n, [*shape.topics_of(n), *(shape.topics + n * own + k for k in range(own))])
             for n in range(shape.streams)
         ]
-        with Load([server.url], lines, shape.streams, mark=server.mark) as load:
-            time.sleep(server.settles)
+        with fanout.settled(server, lines) as load:
             fanout.offer(server, load, shape, 10.0 * shape.streams, 1.0)
             return fanout.offer(server, load, shape, each * shape.streams, seconds)

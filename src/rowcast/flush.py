@@ -163,8 +163,8 @@ class Flush:
 
     def hurry(self) -> None:
         """Write what hurries at once, if the last turn was a while ago."""
-        if self._express and self._clock() - self._hurried >= QUIET:
-            self._hurry(self._clock() + HURRY)
+        if self._express and (now := self._clock()) - self._hurried >= QUIET:
+            self._hurry(now + HURRY)
 
     def start(self) -> None:
         """Have what was put on the queues written, in turns of its own."""

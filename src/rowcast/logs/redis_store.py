@@ -190,10 +190,8 @@ class RedisStore:
         return items
 
     def _xread(self, after: Place) -> bytes:
-        place = f"{after[0]}-{after[1]}"
-        if self._block:
-            return _pack(("XREAD", "COUNT", READ_ITEMS, "BLOCK", self._block, "STREAMS", STREAM, place))
-        return _pack(("XREAD", "COUNT", READ_ITEMS, "STREAMS", STREAM, place))
+        block = ("BLOCK", self._block) if self._block else ()
+        return _pack(("XREAD", "COUNT", READ_ITEMS, *block, "STREAMS", STREAM, f"{after[0]}-{after[1]}"))
 
     async def range(self, after: Place) -> list[Item]:
         """The next items that the stream holds now, at most RANGE_ITEMS."""
@@ -208,6 +206,7 @@ class RedisStore:
     ) -> Answer:
         """Append a batch of the WAL's entries; see redis_scripts/append.lua."""
         line = self._appending
+        # `format_place`, here and for the read, without its calls: one of each goes out with each commit.
         places = f"{before[0]}-{before[1]}", f"{last[0]}-{last[1]}"
         arguments = (incarnation, *places, data, round(now * 1000), count)
         command = _pack(("EVALSHA", self._append.sha, 2, STREAM, HEAD, *arguments))
